@@ -218,6 +218,15 @@ def test_names_with_spaces_are_quoted_and_bad_lines_bring_skip_bad(tmp_path):
     assert command_of(advise([path]), "dpo")[-3:] == ["--preferences", path, "--skip-bad"]
 
 
+def test_the_comparison_reads_the_files_as_the_run_does(tmp_path):
+    row = {"question": "p", "better": "a", "worse": "b"}
+    names = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    path = write(tmp_path, "my pairs.jsonl", *[row] * 3, {"question": "p"})
+    advice = advise([path], rename=names)
+    run, compare = command_of(advice, "dpo"), shlex.split(advice.compare.command)
+    assert run[-3:] == compare[-3:] == ["--map", run[-2], "--skip-bad"] and path in compare
+
+
 def test_tokens_are_counted_against_the_models_context(tmp_path, fresh, tokenizer):
     fresh("llama", context=24).save(tmp_path / "model")
     rows = [

@@ -304,7 +304,7 @@ def test_what_cannot_be_probed_is_one_line(record: Text, options: dict[str, Any]
 def test_a_tokenizer_that_cannot_say_where_tokens_stand() -> None:
     model = tiny("llama")
     model.processor = type("Slow", (), {"is_fast": False})()
-    with pytest.raises(UserError, match="takes a fast one"):
+    with pytest.raises(UserError, match="a fast tokenizer"):
         syntax.read(model, [Text(text="x = 1")], "python", 99, 9)
 
 

@@ -168,7 +168,7 @@ def test_sparse_bayes_beats_the_lasso_and_nothing_beats_bayes() -> None:
 @pytest.mark.parametrize("law", [functions.Laplace(dim=8, scale=0.5), functions.Sparse(dim=8, active=2), Signs(dim=8)])
 def test_ridge_assumes_the_second_moment_of_the_weights(law: Any) -> None:
     x = np.broadcast_to(np.eye(8), (4000, 8, 8))  # answers are the weights
-    assert np.isclose(prism._moments(law), np.sqrt((law.values(np.random.default_rng(0), x) ** 2).mean()), rtol=0.05)
+    assert np.isclose(prism._weight_std(law), np.sqrt((law.values(np.random.default_rng(0), x) ** 2).mean()), rtol=0.05)
 
 
 def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lasso_and_ridge() -> None:

@@ -76,7 +76,7 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
     seconds = board["time"]
     assert all(seconds[name] > 0 for name in PHASES) and seconds["generation"] < seconds["scoring"]
     assert pages.time_spent({"time": {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}}) == (
-        "time: search 2 min, scoring 7 s (of it answers being generated 5 s)"
+        "time: search 2 min, scoring 7 s (5 s of it generating answers)"
     )
     removed = tmp_path / "units" / "sft_lr0.001_test2.json"
     if not removed.exists():

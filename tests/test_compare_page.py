@@ -95,9 +95,9 @@ def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, pattern):
 
 
 def test_where_the_time_went_is_on_the_page(tmp_path):
-    cost = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
-    text = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=cost))).split())
-    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s of all that" in text
+    seconds = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
+    text = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=seconds))).split())
+    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s generating" in text
     assert "Where the time went" not in text_of(written(tmp_path, board({"a": HIGH}, time={"probes": 0.1})))
 
 
@@ -109,15 +109,15 @@ def test_where_less_is_better_the_lowest_is_best():
 
 
 def test_where_every_method_failed_the_verdict_says_so(tmp_path):
-    arguments = board({"a": HIGH})
-    arguments |= {
-        "rows": [r for r in arguments["rows"] if r["arm"] == "untouched"],
+    failed = board({"a": HIGH})
+    failed |= {
+        "rows": [r for r in failed["rows"] if r["arm"] == "untouched"],
         "failures": {"a": "the loss became NaN"},
     }
-    arguments["rows"][0] |= {"to_leader": ends([0.0] * 3), "tied": True}
-    assert "No method gave a model" in boards.verdict(arguments)
-    text = " ".join(text_of(written(tmp_path, arguments)).split())
-    assert "the loss became NaN" in text and "Take the winner" not in text and "1 method compared" in text
+    failed["rows"][0] |= {"to_leader": ends([0.0] * 3), "tied": True}
+    assert "No method gave a model" in boards.verdict(failed)
+    text = " ".join(text_of(written(tmp_path, failed)).split())
+    assert "the loss became NaN" in text and "Use the best arm" not in text and "1 method compared" in text
 
 
 @given(st.integers(0, 2), st.booleans())
@@ -148,7 +148,7 @@ def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
     assert any("5 methods" in w for w in boards.warnings(many_arms))
     for row in many_arms["rows"]:
         row["to_untouched"] |= {"p": 0.03, "holm": 0.15 if row["arm"] == "a" else 0.01}
-    assert any("(Holm), a is no longer told from the untouched model" in w for w in boards.warnings(many_arms))
+    assert any("(Holm), a is no longer significantly different" in w for w in boards.warnings(many_arms))
     assert any("tuned on the forget records" in w for w in boards.warnings(calm | {"tuned_on_tested": ["forget"]}))
     fallen = board({"a": HIGH})
     fallen["rows"][0]["metrics"] |= {"entropy": ends([0.1, 0.2]), "length": ends([50.0, 51.0])}
@@ -197,7 +197,7 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
         assert part in text.replace("\xa0", " "), part
     names = (
         "Leaderboard", "Cost and quality", "Differences, seed by seed", "Seed by seed", "Did it collapse?",
-        "The search for a learning rate", "All metrics", "Samples", "Failures", "Take the winner", "What was asked",
+        "The search for a learning rate", "All metrics", "Samples", "Failures", "Use the best arm", "Setup",
     )  # fmt: skip
     order = [text.index(f" {name} ", text.index("Versions ")) for name in names]
     assert order == sorted(order)
@@ -242,7 +242,7 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
 
 def test_what_is_no_finished_comparison_is_one_line(tmp_path):
     files.write_json(tmp_path / "comparison.json", {})
-    with pytest.raises(UserError, match="not finished: repeat its command"):
+    with pytest.raises(UserError, match="not finished: run its command again"):
         page.write(tmp_path)
     for content, message in (
         ([1], "not a leaderboard"),

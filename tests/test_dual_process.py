@@ -306,7 +306,7 @@ def test_windows_ask_the_same_place_three_ways() -> None:
     (other,), (new,) = conflict.row.completion, unseen.row.completion
     assert conflict.row.prompt == (1, 2, 3, other, 5, 3) and conflict.alternate == (conflict.row.prompt, (4,))
     assert unseen.row.prompt == (1, 2, 3, new, 5, 3) and unseen.fresh == (new,) and not counts[new] and counts[other]
-    with pytest.raises(UserError, match="no pair of tokens comes twice"):
+    with pytest.raises(UserError, match="no pair of tokens occurs twice"):
         structural.of_windows([[1, 2, 3]], counts, 10)
 
 

@@ -200,7 +200,7 @@ def test_choices_are_scored_beside_every_passage_and_nothing_is_drawn():
 def test_nothing_found_is_answered_without_passages_and_told():
     result = asked(passages=[Passage(text="  ")])
     assert result.records[0].extra["prediction"] == "ann" and "url" not in result.records[0].extra
-    assert any("nothing was found for 1 of 1" in w for w in result.warnings)
+    assert any("no passage was found for 1 of 1" in w for w in result.warnings)
 
 
 def test_a_page_that_holds_the_test_question_with_its_answer_is_left_out_or_counted():

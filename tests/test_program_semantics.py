@@ -94,7 +94,7 @@ def test_alternatives_are_bijections(language: str) -> None:
     semantics.check_meanings(robots.ALTERNATIVES[language], actions)
     semantics.check_meanings(robots.dealt_anew(actions), actions)
     for bad in ({actions[0]: actions[1]}, {"fly": actions[0]}):
-        with pytest.raises(UserError, match="alternative 'x': must deal the words"):
+        with pytest.raises(UserError, match="alternative 'x': must be a permutation of the words"):
             semantics.check_meanings({"x": bad}, actions)
 
 

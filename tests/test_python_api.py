@@ -59,7 +59,7 @@ def test_metrics_are_made_when_they_are_looked_at(taught, world, capsys):
     result.report()
     stdout = capsys.readouterr().out
     assert "token_accuracy" in stdout and world.retain[0].completion in stdout and len(result.samples) == 3
-    with pytest.raises(UserError, match="sft has no records forget: give demos"):
+    with pytest.raises(UserError, match="sft takes no records named forget: give demos"):
         result.evaluate(forget=world.forget)
     with pytest.raises(AttributeError):
         result.metric  # noqa: B018
@@ -74,7 +74,7 @@ def test_a_saved_result_is_what_the_command_line_leaves(gone, taught, world, tmp
     assert saved["method"] == "npo" and saved["options"]["beta"]["value"] == 0.1 and saved["metrics"] == {}
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out/report.html").read_text()
-    assert "npo" in page and "To repeat it" not in page
+    assert "npo" in page and "Repeat it" not in page
     (row,) = verbs.answers(str(tmp_path / "out"), [world.forget[0].prompt], device="cpu")
     assert row["before"] == world.forget[0].completion
     data = tmp_path / "forget.jsonl"

@@ -399,7 +399,7 @@ def test_long_curves_are_averaged_and_gaps_are_left():
     rows = [{"step": i, "loss": float(i)} for i in range(2000)]
     rows[0]["loss"] = None
     svg = plots.chart([plots.of_rows(rows, "loss")], "step")
-    assert svg.count("L") == plots.POINTS - 1 and "step (means of 5)" in svg and "from 1 at step 1" in svg
+    assert svg.count("L") == plots.MAX_POINTS - 1 and "step (means of 5)" in svg and "from 1 at step 1" in svg
     gap = plots.chart([plots.of_rows([row | {"loss": None if row["step"] == 9 else 1.0} for row in rows[:20]], "loss")])
     assert re.search(r'"line s1" d="(.*?)"', gap)[1].count("M") == 2
     assert "no finite value" in plots.chart([plots.of_rows([{"step": 1, "loss": None}], "loss")])

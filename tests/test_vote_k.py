@@ -142,7 +142,7 @@ def test_labelling_stops_and_goes_on_to_what_a_pool_that_labels_itself_gives(sel
 
 def test_a_label_of_another_pool_or_two_for_one_text_is_told():
     pool, _ = world()
-    with pytest.raises(UserError, match=r"labels: record 1 labels what is not in the pool"):
+    with pytest.raises(UserError, match=r"labels: record 1 labels a text outside the pool"):
         prompting.vote_k(Reader(), bare(pool), [Demo(prompt="strange", completion="red")])
     twice = [Demo(prompt=pool[0].text, completion=c) for c in ("red", "blue")]
     with pytest.raises(UserError, match=r"record 2 has another label"):

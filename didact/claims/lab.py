@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from didact import baselines
+from didact.claims import sources
 from didact.claims.verdict import Test
 from didact.data import encode
 from didact.infer import generate, tree
@@ -57,7 +58,7 @@ _models: dict[Path, Model] = {}
 
 def kept(make: Callable[[], Model], *parts: Any) -> Model:
     """Run `make` on one thread; cached on disk and in the process, by `parts` and the code of the training loop."""
-    names = [*map(repr, parts), inspect.getsource(training_loop)]
+    names = [*map(repr, parts), sources.code(inspect.getsource(training_loop))]
     path = cache.place("example", *names)
     if path is None or path not in _models:
         with episodes.one_thread():

@@ -41,7 +41,7 @@ def _digest(modules: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(modules):
         source = _source(name)
-        digest.update(f"{name}\n{_code(source)}\n".encode())
+        digest.update(f"{name}\n{code(source)}\n".encode())
         for path in _data(name, source):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -141,7 +141,8 @@ def _defined(source: str) -> frozenset[str]:
 
 
 @functools.cache
-def _code(source: str) -> str:
+def code(source: str) -> str:
+    """Return the source in canonical form, without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (

@@ -21,17 +21,17 @@ Array = NDArray[np.float64]
 
 
 def sums(model: Model, documents: Sequence[str], window: int) -> tuple[Array, Array]:
-    """Of every document, read in windows, -log p SUMMED over its tokens, and how many they are: `(D,), (D,)`."""
+    """Return -log p SUMMED over the tokens of every document, read in windows, and the token counts: `(D,), (D,)`."""
     parts = [encode.windows(model.tokenizer, [text], window) for text in documents]
     rows = [row for part in parts for row in part]
-    of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    document = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     logp, count = (v.double().numpy() for v in forward.row_logp(model, rows))
-    total, tokens = (np.bincount(of, each, len(parts)).astype(float) for each in (-logp, count))
+    total, tokens = (np.bincount(document, values, len(parts)).astype(float) for values in (-logp, count))
     return total, tokens
 
 
 def per_token(total: Array, count: Array) -> Interval:
-    """Interval of the mean over tokens, `sum total / sum count`, whose units are documents.
+    """Interval of the mean over tokens, `sum total / sum count`, with documents as units.
 
     Student's t interval of the ratio by its linearisation, `R + (total_d - R count_d) / mean(count)`.
     """
@@ -40,17 +40,17 @@ def per_token(total: Array, count: Array) -> Interval:
 
 
 def findings(arms: Mapping[str, Model], documents: Sequence[str], window: int) -> dict[str, Any]:
-    """Nats a token and perplexity of every arm, and how much more than the first each of the others needs.
+    """Return nats per token and perplexity of every arm, and how many more nats than the first arm each one needs.
 
-    All arms must have one tokenizer.
+    All arms must share one tokenizer.
     """
     out: dict[str, Any] = {"documents": len(documents), "arms": {}, "gain_over": {}}
     first: Array | None = None
     for name, model in arms.items():
         total, count = sums(model, documents, window)
-        found = per_token(total, count)
+        interval = per_token(total, count)
         out["tokens"] = int(count.sum())
-        out["arms"][name] = found._asdict() | {"perplexity": math.exp(found.estimate)}
+        out["arms"][name] = interval._asdict() | {"perplexity": math.exp(interval.estimate)}
         if first is None:
             first = total
         else:
@@ -59,7 +59,7 @@ def findings(arms: Mapping[str, Model], documents: Sequence[str], window: int) -
 
 
 def looked_up(model: Model, documents: Sequence[str], window: int, sizes: Sequence[int]) -> dict[int, float]:
-    """Share of the tokens at which a head of size n finds anything: the last n were met before in the window."""
+    """Share of the tokens at which a head of size n has a match: the last n tokens occurred before in the window."""
     rows = [row for text in documents for row in encode.windows(model.tokenizer, [text], window)]
     out = {}
     for n in sizes:
@@ -68,19 +68,19 @@ def looked_up(model: Model, documents: Sequence[str], window: int, sizes: Sequen
     return out
 
 
-def metrics(found: Mapping[str, Any]) -> dict[str, Metric]:
-    """What `findings` says of the arm with heads; before: the control, where there is one."""
-    heads, control = (found["arms"].get(arm) for arm in ("heads", "control"))
-    before, ends = control["estimate"] if control else None, (heads["low"], heads["high"])
-    help_ = "held-out loss a token; before: as many weights that look nothing up"
+def metrics(results: Mapping[str, Any]) -> dict[str, Metric]:
+    """The metrics of the arm with heads from `findings`; before: the control, if there is one."""
+    heads, control = (results["arms"].get(arm) for arm in ("heads", "control"))
+    before, ci = control["estimate"] if control else None, (heads["low"], heads["high"])
+    text = "held-out loss per token; before: as many weights without look-up"
     return {
         "nll": Metric(
             after=heads["estimate"],
             before=before,
-            n=found["documents"],
-            ci=ends,
+            n=results["documents"],
+            ci=ci,
             better="lower",
-            help=help_,
+            help=text,
             unit="nats",
         ),
     }

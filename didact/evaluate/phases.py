@@ -1,4 +1,4 @@
-"""The map of what is learned where: one training for every size, number of tasks, black box and batch."""
+"""Phase map: one training for every combination of mixer, width, number of tasks and batch size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from didact.types import Fit
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseMap:
-    """Trainings beside the one asked for: all combinations of what is given, each as that one but for these.
+    """Further trainings: all combinations of these values, otherwise configured as the main one.
 
     Args:
-        mixers: black boxes.
-        widths: of a token.
-        tasks: how many tasks; 0 draws fresh ones for ever.
-        rows: sequences of a step.
-        steps: of every one; as many as the run by default.
+        mixers: sequence mixers (black boxes).
+        widths: token widths.
+        tasks: numbers of tasks; 0 draws fresh tasks without end.
+        rows: sequences per step.
+        steps: training steps; by default as many as the main training.
     """
 
     mixers: tuple[Mixer, ...] = ()
@@ -37,10 +37,10 @@ class PhaseMap:
     steps: Count | None = None
 
     def cells(self) -> list[dict[str, Any]]:
-        """What each of them changes."""
+        """The settings that each training changes."""
         axes = {"mixer": self.mixers, "width": self.widths, "tasks": self.tasks, "rows": self.rows}
-        given = {name: values for name, values in axes.items() if values}
-        return [dict(zip(given, chosen, strict=True)) for chosen in itertools.product(*given.values())] if given else []
+        varied = {name: values for name, values in axes.items() if values}
+        return [dict(zip(varied, cell, strict=True)) for cell in itertools.product(*varied.values())] if varied else []
 
 
 def mapped(
@@ -52,31 +52,31 @@ def mapped(
     fit: Fit,
     sequences: int,
 ) -> list[dict[str, Any]]:
-    """Train and examine every cell: its size and state, accuracy and improvement on seen, fresh and new tasks, regime.
+    """Train and evaluate every cell: parameters, state size, regime, accuracy and improvement on every pool.
 
     Args:
-        phases: what is varied.
-        build: a learner, with changes of its configuration.
-        law: what is trained on, of a pool and the number of steps.
-        pools: what is examined.
-        train: the pool of training.
-        fit: of every training.
-        sequences: of every pool.
+        phases: the varied settings.
+        build: builds a learner from changes to its configuration.
+        law: the training sampler for a pool and a number of steps.
+        pools: task pools to evaluate on, by name: `seen`, `unseen` and others.
+        train: the pool to train on.
+        fit: training configuration.
+        sequences: evaluation sequences per pool.
     """
     out = []
     for cell in phases.cells():
         shape = {k: v for k, v in cell.items() if k in ("mixer", "width")}
-        own = fit.replace(rows=cell.get("rows", fit.rows), steps=phases.steps or fit.steps)
-        count = {"tasks": cell["tasks"]} if "tasks" in cell else {}
-        plateau = in_context.Plateau(pools["unseen"], fit.seed, own.total_steps(0))
+        cell_fit = fit.replace(rows=cell.get("rows", fit.rows), steps=phases.steps or fit.steps)
+        changes = {"tasks": cell["tasks"]} if "tasks" in cell else {}
+        plateau = in_context.Plateau(pools["unseen"], fit.seed, cell_fit.total_steps(0))
         run = episodes.meta_train(
-            functools.partial(build, **shape), law(train.but(**count), own.total_steps(0)), own,
+            functools.partial(build, **shape), law(train.but(**changes), cell_fit.total_steps(0)), cell_fit,
             loss=task_pools.class_loss, hooks=(plateau,), quiet=True,
         )[0]  # fmt: skip
         assert isinstance(run.module, SequenceLearner)
         hits = {
             name: in_context.hits(
-                run.module, pool.but(**count if name == "seen" else {})((fit.seed, 0, in_context.REPORT), sequences)
+                run.module, pool.but(**changes if name == "seen" else {})((fit.seed, 0, in_context.REPORT), sequences)
             )
             for name, pool in pools.items()
         }
@@ -95,7 +95,7 @@ def mapped(
 
 
 def untrained(build: Callable[[], SequenceLearner], seed: int) -> SequenceLearner:
-    """The learner as training of this seed found it."""
+    """The learner as initialised for training with this seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed * 1000)
         return build()

@@ -1,4 +1,4 @@
-"""How well bandits are played: regret and its growth, how much is explored, and whether the best arm is given up.
+"""Measures of bandit play: regret and its growth, exploration, and whether the best arm is given up.
 
 Source: Nie et al. 2025, arXiv:2410.06238; suffix failures: Krishnamurthy et al. 2024, arXiv:2403.15371.
 """
@@ -19,7 +19,7 @@ from didact.tools import bandits
 from didact.tools.bandits import Algorithm, Array, BanditConfig, Bandits
 
 LEVEL = 0.05
-PART = 1  # instances for scoring; training has those of part 0
+PART = 1  # the part of the instances used for scoring; training uses part 0
 RIVALS: tuple[Algorithm, ...] = ("thompson", "greedy", "random")
 
 
@@ -29,17 +29,17 @@ def world_of(config: BanditConfig, trials: int, seed: int) -> Bandits:
 
 
 def rivals(world: Bandits, oracle: Oracle, seed: int) -> dict[str, Played]:
-    """The oracle's games, and those of algorithms to compare with; of contexts only random's."""
+    """Games of the oracle and of algorithms to compare with; with contexts only of `random`."""
     names = RIVALS if world.contexts is None else ("random",)
-    others = {name: acting.played_by(world, Oracle(name), seed) for name in names}
-    return {"oracle": acting.played_by(world, oracle, seed)} | others
+    games = {name: acting.played_by(world, Oracle(name), seed) for name in names}
+    return {"oracle": acting.played_by(world, oracle, seed)} | games
 
 
 def losses(world: Bandits, game: Played) -> Array:
-    """What every pull lost in expectation, `mu* - mu_a`, `(N, t)`."""
+    """Expected loss of every pull, `mu* - mu_a`, `(N, t)`."""
     t = game.actions.shape[1]
-    taken = np.take_along_axis(world.expected[:, :t], game.actions[:, :, None], 2)[:, :, 0]
-    return np.asarray(world.best[:, :t] - taken)
+    pulled = np.take_along_axis(world.expected[:, :t], game.actions[:, :, None], 2)[:, :, 0]
+    return np.asarray(world.best[:, :t] - pulled)
 
 
 def curve(world: Bandits, game: Played) -> Array:
@@ -53,7 +53,7 @@ def optimal(world: Bandits, game: Played) -> Array:
 
 
 def least(world: Bandits, game: Played) -> Array:
-    """MinFrac: K times the smallest share of pulls that an arm has, `(N,)`; 1 of pulls in turn."""
+    """MinFrac: K times the smallest share of pulls of any arm, `(N,)`; 1 for round-robin."""
     arms = world.expected.shape[-1]
     shares = np.stack([(game.actions == k).mean(1) for k in range(arms)], 1)
     return np.asarray(arms * shares.min(1))
@@ -66,28 +66,28 @@ def suffix_failures(world: Bandits, game: Played) -> Array:
 
 
 def measures(world: Bandits, game: Played, against: Mapping[str, Played], gap: float = 1.0) -> dict[str, Measure]:
-    """All of these as means over instances, with what is beyond the oracle's regret in pairs, the share of rivals that
-    are beaten (see `win_rates`), and the linear part of the regret's growth."""
+    """All of the above as means over instances, with the paired excess over the oracle's regret, the share of rivals
+    that are beaten (see `win_rates`), and the linear part of the regret's growth."""
     t = game.actions.shape[1]
     if not t:
         return {}
     curves = {name: curve(world, other)[:, :t] for name, other in against.items()} | {"player": curve(world, game)}
     final = {name: c[:, -1] for name, c in curves.items()}
-    won = win_rates({name: [c] for name, c in final.items()})["player"]
-    failed, own = suffix_failures(world, game), game.own.mean(1)
+    win_rate = win_rates({name: [c] for name, c in final.items()})["player"]
+    failed, valid = suffix_failures(world, game), game.own.mean(1)
     linear = growth(curves["player"].mean(0), gap).linear
     return {
-        "regret": mean_measure(final["player"], "lower", "expected reward lost to the best arm, added up", "reward"),
+        "regret": mean_measure(final["player"], "lower", "cumulative expected regret", "reward"),
         "regret_beyond_oracle": mean_measure(
-            final["player"] - final["oracle"], "lower", "the same less the oracle's, by instance", "reward"
+            final["player"] - final["oracle"], "lower", "regret less the oracle's on the same instances", "reward"
         ),
         "best_arm": mean_measure(optimal(world, game), "higher", "share of pulls of the best arm"),
         "suffix_failures": mean_measure(failed, "lower", "no best arm pulled in the second half"),
         "least_pulled": mean_measure(np.minimum(least(world, game), 1), "", "K times the rarest arm's share of pulls"),
-        "invalid": mean_measure(1 - own, "lower", "answers that name no arm, replaced by a random one"),
-        "win_rate": Measure(won, len(against), "higher", help=f"of {', '.join(against)}: beaten with p < {LEVEL}"),
+        "invalid": mean_measure(1 - valid, "lower", "answers that name no arm, replaced by a random one"),
+        "win_rate": Measure(win_rate, len(against), "higher", help=f"of {', '.join(against)}: beaten with p < {LEVEL}"),
         "linear_growth": Measure(
-            linear, len(world), "lower", "reward", help="regret a pull that learning does not end"
+            linear, len(world), "lower", "reward", help="regret per pull that learning does not remove"
         ),
     }
 
@@ -103,7 +103,7 @@ class Growth(NamedTuple):
 
 
 def growth(regret: Any, gap: float = 1.0) -> Growth:
-    """The form of a mean regret curve, all but the offset at least 0; `error` is the root mean square of the rest."""
+    """Fit a mean regret curve, all parameters but the offset at least 0; `error` is the root mean square residual."""
     y = np.asarray(regret, dtype=float)
     t = np.arange(1, len(y) + 1)
 
@@ -116,7 +116,7 @@ def growth(regret: Any, gap: float = 1.0) -> Growth:
         optimize.least_squares(lambda x: form(x) - y, start, bounds=([0, 0, 0, -np.inf], [np.inf, 4, np.inf, np.inf]))
         for start in starts
     ]
-    best = min(fits, key=lambda found: found.cost)
+    best = min(fits, key=lambda fit: fit.cost)
     scale, power, linear, offset = map(float, best.x)
     return Growth(scale, power, linear, offset, float(np.sqrt(np.mean(best.fun**2))))
 
@@ -134,11 +134,11 @@ def win_rates(final: Mapping[str, Sequence[Any]]) -> dict[str, float]:
             for a, b in zip(final[name], final[rival], strict=True):
                 p = statistics.paired_p(a, b)
                 wins[name].append(bool(np.mean(a) < np.mean(b) and (p < LEVEL)))
-    return {name: float(np.mean(won)) if won else float("nan") for name, won in wins.items()}
+    return {name: float(np.mean(outcomes)) if outcomes else float("nan") for name, outcomes in wins.items()}
 
 
 def standings(world: Bandits, games: Mapping[str, Played], gap: float) -> dict[str, Any]:
-    """Players beside one another, for a finding: final regret with its interval, failures, growth and win rate."""
+    """Compare players, as a finding: final regret with its interval, failures, growth and win rate."""
     curves = {name: curve(world, game) for name, game in games.items()}
     shortest = min(c.shape[1] for c in curves.values())
     if not shortest:
@@ -147,14 +147,14 @@ def standings(world: Bandits, games: Mapping[str, Played], gap: float) -> dict[s
     wins = win_rates(final)
     out: dict[str, Any] = {}
     for name, game in games.items():
-        value = statistics.mean_interval(final[name][0])
-        at = np.unique(np.linspace(0, shortest - 1, 20).astype(int))
+        interval = statistics.mean_interval(final[name][0])
+        pulls = np.unique(np.linspace(0, shortest - 1, 20).astype(int))
         out[name] = {
-            "regret": value.estimate, "interval": [value.low, value.high], "win_rate": wins[name],
+            "regret": interval.estimate, "interval": [interval.low, interval.high], "win_rate": wins[name],
             "suffix_failures": float(suffix_failures(world, game).mean()),
             "best_arm": float(optimal(world, game).mean()), "least_pulled": float(least(world, game).mean()),
             "invalid": float(1 - game.own.mean()),
             "growth": growth(curves[name].mean(0), gap)._asdict(),
-            "curve": {int(t + 1): float(curves[name][:, t].mean()) for t in at},
+            "curve": {int(t + 1): float(curves[name][:, t].mean()) for t in pulls},
         }  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""How far to go along a direction in weight space: the largest scale that keeps what must stay."""
+"""Choose the scale of a direction in weight space: the largest one that keeps accuracy on retained records."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from didact.types import Demo, Result, UserError
 
 
 def accuracy(model: Model, demos: Sequence[Demo]) -> float:
-    """Share of completion tokens that are the first choice."""
+    """Share of completion tokens that are the model's top choice."""
     scored = forward.score(model, specialists.rows(model, demos), {"correct": token_functions.correct})
-    right = [v["correct"] for _, _, v in scored]
-    return sum(float(r.sum()) for r in right) / sum(len(r) for r in right)
+    correct = [v["correct"] for _, _, v in scored]
+    return sum(float(r.sum()) for r in correct) / sum(len(r) for r in correct)
 
 
 def at_scale(
@@ -28,33 +28,33 @@ def at_scale(
     scales: Sequence[float],
     keep: float,
 ) -> Result:
-    """The model at a scale, with what `tuned` cost.
+    """Return the model at a scale, with the cost of `tuned`.
 
     Args:
-        model: the start.
+        model: the base model.
         tuned: the specialist that gave the direction.
-        retain: records whose completions must stay.
-        at: the model at a scale.
-        scale: which; by default the largest of `scales` that keeps `keep` of the start's accuracy on `retain`.
-        scales: those tried, in rising order until one loses more.
-        keep: share of the accuracy.
+        retain: records whose accuracy must be kept.
+        at: builds the model at a scale.
+        scale: the scale; by default the largest of `scales` that keeps `keep` of the base's accuracy on `retain`.
+        scales: candidates, tried in rising order until one loses more.
+        keep: share of the accuracy to keep.
 
     Raises:
         UserError: neither a scale nor retain records.
     """
-    tried: dict[str, float] = {}
+    accuracies: dict[str, float] = {}
     warnings: list[str] = []
     if scale is None:
         if not retain:
             raise UserError("give --scale, or --retain records to choose it by")
-        enough = keep * accuracy(model, retain)
+        threshold = keep * accuracy(model, retain)
         scale = 0.0
         for s in sorted(scales):
-            tried[f"{s:g}"] = accuracy(at(s), retain)
-            if tried[f"{s:g}"] < enough:
+            accuracies[f"{s:g}"] = accuracy(at(s), retain)
+            if accuracies[f"{s:g}"] < threshold:
                 break
             scale = s
         if not scale:
             warnings.append(f"even scale {min(scales):g} loses more than {1 - keep:.0%} of retain: nothing was changed")
-    findings = {"scale": scale, "retain_accuracy": tried}
+    findings = {"scale": scale, "retain_accuracy": accuracies}
     return tuned.result(models={"model": at(scale)}, findings=findings, warnings=warnings)

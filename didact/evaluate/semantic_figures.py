@@ -1,4 +1,4 @@
-"""Pictures of what states know of a program: by meaning and offset, and layer by layer beside the control task.
+"""Figures of what hidden states encode of a program: by meaning and offset, and by layer with the control task.
 
 Source: Jin & Rinard, arXiv:2305.11169.
 """
@@ -27,54 +27,55 @@ def when(offset: int) -> str:
 
 
 def bars(
-    found: Mapping[Pair, Content], blank: Mapping[Pair, Content], label: str, names: Sequence[str]
+    contents: Mapping[Pair, Content], blank: Mapping[Pair, Content], label: str, names: Sequence[str]
 ) -> figures.Figure:
     """Accuracies of one label by offset, under each meaning."""
     drawn = []
-    for (name, offset), content in found.items():
+    for (name, offset), content in contents.items():
         if name == label:
             rows = [("original", content.accuracy()), *((f"meanings {n}", content.accuracy(n)) for n in names),
                     ("untrained model", blank[name, offset].accuracy())]  # fmt: skip
-            drawn += [figures.Bar(of, *interval, group=when(offset)) for of, interval in rows]
+            drawn += [figures.Bar(series, *interval, group=when(offset)) for series, interval in rows]
     return figures.Bars(title=f"What is read of the state: {label}", x="probe accuracy", bars=drawn)
 
 
 def by_layer(
     stores: Mapping[str, Store],
-    made: Sequence[Program],
+    samples: Sequence[Program],
     tasks: Mapping[tuple[str, str, int], Tensor],
     parts: Parts,
     config: ProbeConfig,
     seed: int,
 ) -> tuple[dict[str, Any], list[figures.Figure]]:
-    """The original meaning read off every layer by itself, of the model and its untrained copy; one picture a label."""
-    own = {key: values for key, values in tasks.items() if key[0] == TRUE}
+    """Probe the original meaning at every layer separately, of model and untrained copy; one figure per label."""
+    original = {key: values for key, values in tasks.items() if key[0] == TRUE}
     layers = list(stores["trained"].layers)
-    read = {
-        who: [
-            semantics.contents(functools.partial(store.take, layers=n), made, own, parts, config, seed) for n in layers
+    by_model = {
+        model: [
+            semantics.contents(functools.partial(store.take, layers=n), samples, original, parts, config, seed)
+            for n in layers
         ]
-        for who, store in stores.items()
+        for model, store in stores.items()
     }
-    told: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
     lines: dict[str, list[figures.Line]] = {}
-    for name, offset in read["trained"][0]:
+    for name, offset in by_model["trained"][0]:
         rows = {
-            "accuracy": [one[name, offset].accuracy() for one in read["trained"]],
-            CONTROL: [one[name, offset].accuracy(CONTROL) for one in read["trained"]],
-            "untrained model": [one[name, offset].accuracy() for one in read["untrained"]],
+            "accuracy": [contents[name, offset].accuracy() for contents in by_model["trained"]],
+            CONTROL: [contents[name, offset].accuracy(CONTROL) for contents in by_model["trained"]],
+            "untrained model": [contents[name, offset].accuracy() for contents in by_model["untrained"]],
         }
-        told[f"{name} {offset:+d}"] = {what: [v.estimate for v in values] for what, values in rows.items()}
-        shown = rows if offset == 0 else {"accuracy": rows["accuracy"]}
+        summary[f"{name} {offset:+d}"] = {series: [v.estimate for v in values] for series, values in rows.items()}
+        plotted = rows if offset == 0 else {"accuracy": rows["accuracy"]}
         lines[name] = lines.get(name, []) + [
-            figures.Line(when(offset) if what == "accuracy" else f"{what}, now", layers, *zip(*values, strict=True))
-            for what, values in shown.items()
+            figures.Line(when(offset) if series == "accuracy" else f"{series}, now", layers, *zip(*values, strict=True))
+            for series, values in plotted.items()
         ]
     drawn: list[figures.Figure] = [
         figures.Curves(
-            title=f"Where it is read: {name}", x="layer", y="probe accuracy", lines=of,
+            title=f"Where it is read: {name}", x="layer", y="probe accuracy", lines=curves,
             note="Every layer by itself. The control task has labels that are a function of the words so far.",
         )
-        for name, of in lines.items()
+        for name, curves in lines.items()
     ]  # fmt: skip
-    return {"layers": layers, **told}, drawn
+    return {"layers": layers, **summary}, drawn

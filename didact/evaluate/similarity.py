@@ -1,7 +1,7 @@
-"""How alike two next-token distributions are, how much an answer depends on the order of what came before, and where a
+"""Similarity of two next-token distributions, sensitivity of answers to the order of demonstrations, and where a
 similarity lies between a floor and a ceiling.
 
-Distributions are log-probabilities `(Q, V)`, a row a query; every measure gives `(Q,)`, and the mean is the caller's.
+Distributions are log-probabilities `(Q, V)`, one row per query; every measure returns `(Q,)`, not averaged.
 
 Sources: Shen, Mishra and Khashabi 2024, arXiv:2310.08540; the form of the overlap's cosine with a penalty is ours.
 """
@@ -24,7 +24,7 @@ Verdict = Literal["indistinguishable", "different", "inconclusive"]
 
 
 def token_overlap(p: Tensor, q: Tensor, k: int = 10) -> Tensor:
-    """Share of the k likeliest tokens that both have: `|top_k(p) & top_k(q)| / k`."""
+    """Share of the k likeliest tokens that are the same: `|top_k(p) & top_k(q)| / k`."""
     k = min(k, p.shape[-1])
     return (_top(p, k) & _top(q, k)).sum(-1) / k
 
@@ -35,16 +35,16 @@ def chance_overlap(vocabulary: int, k: int = 10) -> float:
 
 
 def overlap_cosine(p: Tensor, q: Tensor, k: int = 10, penalty: bool = True) -> Tensor:
-    """Agreement of the probabilities of the tokens O that both have among their k likeliest; 0 where there are none.
+    """Cosine of the probabilities of the tokens O that are among the k likeliest of both; 0 if there are none.
 
-    sum_O p q / sqrt(sum_O p^2 sum_O q^2 + (k - |O|))        without `penalty`: less the last term
+    sum_O p q / sqrt(sum_O p^2 sum_O q^2 + (k - |O|))        the last term only with `penalty`
     """
     k = min(k, p.shape[-1])
     both = _top(p, k) & _top(q, k)
     a, b = (x.double().exp() * both for x in (p, q))
     missing = (k - both.sum(-1)) if penalty else torch.zeros(len(p))
-    below = (a.square().sum(-1) * b.square().sum(-1) + missing).sqrt()
-    return torch.where(both.any(-1), (a * b).sum(-1) / below.clamp_min(1e-300), 0.0)
+    denominator = (a.square().sum(-1) * b.square().sum(-1) + missing).sqrt()
+    return torch.where(both.any(-1), (a * b).sum(-1) / denominator.clamp_min(1e-300), 0.0)
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
@@ -54,17 +54,17 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def measures(p: Tensor, q: Tensor, k: int) -> dict[str, float]:
-    """All of them, as means over queries."""
-    found = {"overlap": token_overlap(p, q, k), "cosine": overlap_cosine(p, q, k), "kl": divergence(p, q)}
-    return {name: float(value.double().mean()) for name, value in found.items()}
+    """All measures, as means over queries."""
+    scores = {"overlap": token_overlap(p, q, k), "cosine": overlap_cosine(p, q, k), "kl": divergence(p, q)}
+    return {name: float(value.double().mean()) for name, value in scores.items()}
 
 
 def order_sensitivity(labels: Tensor) -> dict[str, float]:
-    """What the order of the demonstrations changes, from log-probs of labels `(orders, Q, C)`.
+    """The effect of the order of the demonstrations, from log-probs of labels `(orders, Q, C)`.
 
     `probability`: the standard deviation over orders of a label's probability, averaged over labels and queries;
     `logit`: the same of its logit, which the ends of [0, 1] do not squeeze; `flips`: the share of pairs of orders
-    that answer otherwise.
+    that answer differently.
     """
     p = labels.double().exp()
     logit = labels.double() - torch.log1p(-p.clamp(max=1 - 1e-12))
@@ -82,12 +82,12 @@ def relative(value: Sequence[float], floor: Sequence[float], ceiling: Sequence[f
 
     NaN where the ceiling is not above the floor: nothing lies between them.
     """
-    top = np.asarray(value, dtype=float) - np.asarray(floor, dtype=float)
-    room = np.asarray(ceiling, dtype=float) - np.asarray(floor, dtype=float)
-    if not room.mean() > 1e-9:
+    gain = np.asarray(value, dtype=float) - np.asarray(floor, dtype=float)
+    span = np.asarray(ceiling, dtype=float) - np.asarray(floor, dtype=float)
+    if not span.mean() > 1e-9:
         return Interval(math.nan, math.nan, math.nan)
-    estimate = float(top.mean() / room.mean())
-    spread = statistics.mean_interval((top - estimate * room) / room.mean(), level)
+    estimate = float(gain.mean() / span.mean())
+    spread = statistics.mean_interval((gain - estimate * span) / span.mean(), level)
     return Interval(estimate, estimate + spread.low, estimate + spread.high)
 
 
@@ -95,7 +95,7 @@ def verdict(
     value: Sequence[float], floor: Sequence[float], ceiling: Sequence[float], orders: Sequence[float],
     margin: float = 0.1, order_margin: float = 0.02,
 ) -> dict[str, Any]:  # fmt: skip
-    """Whether a value is as near as the ceiling, and order matters as much: by intervals, never by a missing p-value.
+    """Whether a value is as close as the ceiling, and order matters as much: by intervals, not by large p-values.
 
     Similar: `relative` is above `1 - margin` (not inferior at 5 %); not similar: surely below. As sensitive to order:
     the differences `orders` (one a unit) are equivalent to 0 within `order_margin` (TOST at 5 %); not: surely outside.
@@ -105,15 +105,17 @@ def verdict(
     similar = None if math.isnan(ninety.low) else True if ninety.low > 1 - margin else None
     similar = False if ninetyfive.high < 1 - margin else similar
     gap = statistics.mean_interval(orders)
-    alike = statistics.equivalence_p(orders, order_margin) < 0.05 if _varies(orders) else abs(orders[0]) < order_margin
-    beyond = gap.low > order_margin or gap.high < -order_margin
-    same = True if alike else False if beyond else None
-    said: Verdict = "inconclusive"
-    if similar is False or same is False:
-        said = "different"
-    elif similar and same:
-        said = "indistinguishable"
-    return {"verdict": said, "relative": ninetyfive._asdict(), "order_difference": gap._asdict()}
+    equivalent = (
+        statistics.equivalence_p(orders, order_margin) < 0.05 if _varies(orders) else abs(orders[0]) < order_margin
+    )
+    outside = gap.low > order_margin or gap.high < -order_margin
+    same_order = True if equivalent else False if outside else None
+    result: Verdict = "inconclusive"
+    if similar is False or same_order is False:
+        result = "different"
+    elif similar and same_order:
+        result = "indistinguishable"
+    return {"verdict": result, "relative": ninetyfive._asdict(), "order_difference": gap._asdict()}
 
 
 def log_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
@@ -128,20 +130,20 @@ def log_ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 
 def update_cosine(a: Tensor, b: Tensor, start: Tensor) -> Tensor:
-    """SimAOU: `cos(n(a) - n(start), n(b) - n(start))` along the last axis, n being a vector at length 1."""
+    """SimAOU: `cos(n(a) - n(start), n(b) - n(start))` along the last axis, n scaling a vector to length 1."""
     a, b, start = (torch.nn.functional.normalize(x.double(), dim=-1) for x in (a, b, start))
     return torch.nn.functional.cosine_similarity(a - start, b - start, dim=-1, eps=1e-12)
 
 
-def recovered(start: Any, tuned: Any, shown: Any) -> float:
-    """Rec2FTP: of the answers that fine-tuning repairs, the share that demonstrations repair too; NaN of none."""
-    start, tuned, shown = (np.asarray(x, dtype=bool) for x in (start, tuned, shown))
+def recovered(start: Any, tuned: Any, prompted: Any) -> float:
+    """Rec2FTP: of the answers that fine-tuning repairs, the share that demonstrations repair too; NaN if none."""
+    start, tuned, prompted = (np.asarray(x, dtype=bool) for x in (start, tuned, prompted))
     repaired = ~start & tuned
-    return float((repaired & shown).sum() / repaired.sum()) if repaired.any() else math.nan
+    return float((repaired & prompted).sum() / repaired.sum()) if repaired.any() else math.nan
 
 
 def kendall(a: Any, b: Any) -> float:
-    """Kendall's tau-b of two rankings; NaN where either is all ties."""
+    """Kendall's tau-b of two rankings; NaN if either is all ties."""
     return float(stats.kendalltau(np.asarray(a), np.asarray(b)).statistic)
 
 

@@ -1,4 +1,4 @@
-"""Honest intervals for few units: Student's t over seeds or groups of records, equivalence, exact tests.
+"""Confidence intervals for few units: Student's t over seeds or groups of records, equivalence, exact tests.
 
 Everything takes plain numbers, one per independent unit (a seed, or an item where items are the units),
 and no interval resamples: with five units a percentile bootstrap is far too narrow.
@@ -88,40 +88,42 @@ def paired_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
 
 def paired_p(a: Values, b: Values) -> float:
     """Two-sided p-value of the t test that the mean of `a_i - b_i` is 0; 1 where all are 0, NaN for one pair."""
-    found = paired_interval(a, b)
-    if found.low == found.high:
-        return float(found.estimate == 0)
+    interval = paired_interval(a, b)
+    if interval.low == interval.high:
+        return float(interval.estimate == 0)
     n = len(a)
-    t = found.estimate / (found.high - found.estimate) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
+    t = interval.estimate / (interval.high - interval.estimate) * stats.t.ppf(0.975, n - 1) if n > 1 else math.nan
     return float(2 * stats.t.sf(abs(t), n - 1))
 
 
 def auc(a: Values, b: Values, level: float = 0.95) -> Interval:
-    """The chance that one of `a` is above one of `b` (ties count half), with DeLong's interval (1988).
+    """The probability that one of `a` is above one of `b` (ties count half), with DeLong's interval (1988).
 
-    Where it is 0 or 1, or either side has one value, whose variance nothing tells: the ends of what an exact binomial
-    test of the smaller side allows.
+    If it is 0 or 1, or a side has one value and so no variance, the ends are those of an exact binomial test with the
+    size of the smaller side.
     """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     above = (x[:, None] > y).astype(float) + 0.5 * (x[:, None] == y)
-    found, n = float(above.mean()), min(len(x), len(y))
-    if found in (0.0, 1.0) or n < 2:
-        far = ((1 - level) / 2) ** (1 / n)
-        return Interval(found, *((0.0, 1 - far) if found == 0 else (far, 1.0) if found == 1 else (0.0, 1.0)))
+    estimate, n = float(above.mean()), min(len(x), len(y))
+    if estimate in (0.0, 1.0) or n < 2:
+        bound = ((1 - level) / 2) ** (1 / n)
+        return Interval(
+            estimate, *((0.0, 1 - bound) if estimate == 0 else (bound, 1.0) if estimate == 1 else (0.0, 1.0))
+        )
     variance = above.mean(1).var(ddof=1) / len(x) + above.mean(0).var(ddof=1) / len(y)
     half = float(stats.norm.ppf((1 + level) / 2) * math.sqrt(variance))
-    return Interval(found, max(0.0, found - half), min(1.0, found + half))
+    return Interval(estimate, max(0.0, estimate - half), min(1.0, estimate + half))
 
 
 def by_group(values: Values, groups: Sequence[str]) -> NDArray[np.float64]:
-    """One number a group, whose mean is the mean of all values: records of one group (a prompt) are no two units."""
+    """One number per group, whose mean is the mean of all values: records of a group (a prompt) are not independent."""
     index = {key: i for i, key in enumerate(dict.fromkeys(groups))}
     sums = np.bincount([index[key] for key in groups], weights=np.asarray(values, dtype=float), minlength=len(index))
     return np.asarray(sums * len(index) / len(groups))
 
 
 def record_interval(values: Values, groups: Sequence[str], level: float = 0.95) -> Interval:
-    """t interval of the mean over records, by their groups; of shares that are all 0 or all 1 the exact one."""
+    """t interval of the mean over records, clustered by group; exact for shares that are all 0 or all 1."""
     x = np.asarray(values, dtype=float)
     share = bool(x.min() >= 0 and x.max() <= 1)
     if share and x.min() == x.max() and x[0] in (0, 1):
@@ -130,26 +132,26 @@ def record_interval(values: Values, groups: Sequence[str], level: float = 0.95) 
 
 
 def record_difference(a: Values, b: Values, groups: Sequence[str], level: float = 0.95) -> tuple[Interval, float]:
-    """Interval of the mean of `a_i - b_i` over the same records, by their groups, and `flip_p` of its groups.
+    """Interval of the mean of `a_i - b_i` over the same records, clustered by group, and `flip_p` over the groups.
 
-    Where shares never differ, the interval is not of width 0: so few groups could have missed that they do.
+    If shares never differ, the interval still has a width: so few groups could have missed a difference.
     """
     x, y = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     units = by_group(x - y, groups)
-    found = mean_interval(units, level)
-    if min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:  # of shares
-        found = Interval(found.estimate, max(-1.0, found.low), min(1.0, found.high))
+    interval = mean_interval(units, level)
+    if min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:  # shares
+        interval = Interval(interval.estimate, max(-1.0, interval.low), min(1.0, interval.high))
     if not (x != y).any() and set(np.unique(x)) <= {0.0, 1.0}:
-        far = 1 - ((1 - level) / 2) ** (1 / len(units))
-        found = Interval(0.0, -far, far)
-    return found, flip_p(units)
+        bound = 1 - ((1 - level) / 2) ** (1 / len(units))
+        interval = Interval(0.0, -bound, bound)
+    return interval, flip_p(units)
 
 
 def flip_p(differences: Values, draws: int = 20_000) -> float:
-    """Two-sided p-value of "each difference could as well have the other sign", by the size of their sum.
+    """Two-sided sign-flip test: p-value of the absolute sum of differences if each could have either sign.
 
-    Exact where all that differ do so by the same amount (McNemar's test) or at most 12 differ at all; else over so
-    many random flips, the one seen among them.
+    Exact if all nonzero differences have the same size (McNemar's test) or there are at most 12 of them; else over
+    `draws` random flips, the observed one included.
     """
     d = np.asarray(differences, dtype=float)
     d = d[d != 0]
@@ -157,18 +159,18 @@ def flip_p(differences: Values, draws: int = 20_000) -> float:
         return 1.0
     if np.ptp(np.abs(d)) < 1e-12 * np.abs(d).max():
         return float(stats.binomtest(int((d > 0).sum()), len(d)).pvalue)
-    seen = abs(d.sum()) * (1 - 1e-12)
+    observed = abs(d.sum()) * (1 - 1e-12)
     if len(d) <= 12:
-        return float(np.mean(np.abs(np.array(list(itertools.product((-1, 1), repeat=len(d)))) @ d) >= seen))
-    random = np.random.default_rng(0)
-    more = sum(
-        int((np.abs(random.choice((-1.0, 1.0), (1000, len(d))) @ d) >= seen).sum()) for _ in range(draws // 1000)
+        return float(np.mean(np.abs(np.array(list(itertools.product((-1, 1), repeat=len(d)))) @ d) >= observed))
+    rng = np.random.default_rng(0)
+    extreme = sum(
+        int((np.abs(rng.choice((-1.0, 1.0), (1000, len(d))) @ d) >= observed).sum()) for _ in range(draws // 1000)
     )
-    return (more + 1) / (draws + 1)
+    return (extreme + 1) / (draws + 1)
 
 
 def holm(p_values: Values) -> list[float]:
-    """P-values corrected for their number, step down: the k-th smallest of m times m - k + 1, never falling, at most 1.
+    """P-values corrected by Holm's step-down method: the k-th smallest of m times m - k + 1, never falling, at most 1.
 
     The chance of one false "different" among all is then below the level (Holm 1979). NaN counts as no comparison.
     """
@@ -195,7 +197,7 @@ def welch_interval(a: Values, b: Values, level: float = 0.95) -> Interval:
 
 
 def two_way(values: NDArray[np.float64], level: float = 0.95, share: bool = False) -> Interval:
-    """Interval of the mean of `(items, draws)`, both of which could have been others.
+    """Interval of the mean of `(items, draws)`, both of which are random samples.
 
     With x_id = mu + item_i + draw_d + rest_id and the mean squares of the two-way table,
 
@@ -209,14 +211,14 @@ def two_way(values: NDArray[np.float64], level: float = 0.95, share: bool = Fals
         values: every item at every draw.
         level: of the interval.
         share: values are shares in [0, 1] and so is the mean; if all are 0 or all 1, the interval is the exact
-            binomial one of the n items (a width of 0 would be a lie).
+            binomial one of the n items (a width of 0 would be wrong).
     """
     x = np.asarray(values, dtype=float)
     n, draws = x.shape
     mean = float(x.mean())
     if share and (np.all(x == 0) or np.all(x == 1)):
-        far = ((1 - level) / 2) ** (1 / n)
-        return Interval(mean, *((0.0, 1 - far) if mean == 0 else (far, 1.0)))
+        bound = ((1 - level) / 2) ** (1 / n)
+        return Interval(mean, *((0.0, 1 - bound) if mean == 0 else (bound, 1.0)))
     item = draws * ((x.mean(1) - mean) ** 2).sum() / (n - 1) if n > 1 else 0.0
     draw = n * ((x.mean(0) - mean) ** 2).sum() / (draws - 1) if draws > 1 else 0.0
     both = n > 1 and draws > 1

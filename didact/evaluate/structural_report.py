@@ -1,4 +1,4 @@
-"""What a battery found, as metrics, warnings and figures: each arm beside the one that never forgot."""
+"""Battery scores as metrics, warnings and figures: each arm against the one without forgetting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from didact.types import Metric
 Battery = Mapping[str, Mapping[str, Any]]
 ENDS = ("estimate", "low", "high")
 NAMES = {
-    "start": "as it came",
+    "start": "initial model",
     "none": "no forgetting",
     "active": "active",
     "temporary": "temporary",
@@ -21,33 +21,33 @@ HELP = {
     "seen": "sentences as in training",
     "tail": "rare words",
     "conflict": "the context's answer where the weights say otherwise",
-    "conflict_tail": "the same of rare words",
+    "conflict_tail": "rare words, where the weights say otherwise",
     "unseen": "words that training never had",
     "ambiguous": "words that occur as both",
     "plain": "words that occur as one",
-    "repeated": "the second token of a pair that comes again",
+    "repeated": "the second token of a repeated pair",
 }
 CHOICE = "share answered as the context says"
 
 
-def metrics(after: Battery, before: Battery, told: str) -> dict[str, Metric]:
-    """Every set's accuracy; `told` says what the number before is of."""
+def metrics(after: Battery, before: Battery, baseline: str) -> dict[str, Metric]:
+    """Every set's accuracy; `baseline` names the model of the value before."""
     return {
         f"{task}_accuracy": Metric(
-            after=found["accuracy"]["estimate"],
+            after=scores["accuracy"]["estimate"],
             before=before[task]["accuracy"]["estimate"] if task in before else None,
-            n=found["n"],
-            ci=(found["accuracy"]["low"], found["accuracy"]["high"]),
+            n=scores["n"],
+            ci=(scores["accuracy"]["low"], scores["accuracy"]["high"]),
             better="higher",
-            help=f"{HELP.get(task, task)}; before: {told}",
+            help=f"{HELP.get(task, task)}; before: {baseline}",
         )
-        for task, found in after.items()
+        for task, scores in after.items()
         if "(" not in task
     }
 
 
 def warnings(after: Battery, plain: Battery) -> list[str]:
-    """That forgetting changed nothing, where it did not."""
+    """Warn about sets on which forgetting is not shown to help."""
     out = []
     for task in ("unseen", "conflict"):
         if task in after and task in plain:
@@ -61,18 +61,18 @@ def warnings(after: Battery, plain: Battery) -> list[str]:
 
 
 def drawn(arms: Mapping[str, Battery], over: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[figures.Figure]:
-    """Each set's accuracy by arm at the end, and of the telling sets over training."""
-    tasks = dict.fromkeys(task for found in arms.values() for task in found)
+    """Figures: each set's final accuracy by arm, and accuracy over training on the unseen and conflict sets."""
+    tasks = dict.fromkeys(task for scores in arms.values() for task in scores)
     out: list[figures.Figure] = [
         figures.Bars(
             title="What each model answers at the end",
             x=CHOICE,
             bars=[
-                bar(NAMES.get(arm, arm), found[task]["accuracy"], HELP.get(task, task))
+                bar(NAMES.get(arm, arm), scores[task]["accuracy"], HELP.get(task, task))
                 for task in tasks
                 if "(" not in task
-                for arm, found in arms.items()
-                if task in found
+                for arm, scores in arms.items()
+                if task in scores
             ],
         )
     ]
@@ -91,9 +91,9 @@ def drawn(arms: Mapping[str, Battery], over: Mapping[str, Sequence[Mapping[str, 
     return out
 
 
-def bar(name: str, found: Mapping[str, float], group: str = "") -> figures.Bar:
-    """A number with its interval."""
-    return figures.Bar(name, found["estimate"], found["low"], found["high"], group)
+def bar(name: str, interval: Mapping[str, float], group: str = "") -> figures.Bar:
+    """A bar with its interval."""
+    return figures.Bar(name, interval["estimate"], interval["low"], interval["high"], group)
 
 
 def bins(arms: Mapping[str, Battery]) -> figures.Figure:
@@ -103,9 +103,9 @@ def bins(arms: Mapping[str, Battery]) -> figures.Figure:
         title="Held-out loss by frequency of the token",
         x="nats a token",
         bars=[
-            bar(NAMES.get(arm, arm), found[bin_]["loss"], text)
+            bar(NAMES.get(arm, arm), losses[bin_]["loss"], text)
             for bin_, text in names.items()
-            for arm, found in arms.items()
-            if bin_ in found
+            for arm, losses in arms.items()
+            if bin_ in losses
         ],
     )

@@ -1,4 +1,4 @@
-"""How near predicted trees come to the true ones, and two subspaces to each other."""
+"""How close predicted trees are to the true ones, and two subspaces to each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from didact.models.subspace import Subspace
 
 
 def scores(predicted: Sequence[Code], true: Sequence[Code], official: bool = False) -> list[Score]:
-    """Of each text, both trees read from their codes."""
+    """Score the tree of each text, both trees decoded from their codes."""
     pairs = zip(predicted, true, strict=True)
     return [trees.score(trees.constituents(p), trees.constituents(t), official) for p, t in pairs]
 
@@ -23,7 +23,7 @@ def scores(predicted: Sequence[Code], true: Sequence[Code], official: bool = Fal
 def table(predicted: Sequence[Code], true: Sequence[Code]) -> dict[str, NDArray[np.float64]]:
     """`precision`, `recall` and `f1` of each text, `(n,)`; and `f1_spans`, of constituents of two tokens or more.
 
-    Where most tokens have a node of their own, the first three say more of those than of how tokens are joined.
+    If most tokens have a node of their own, the first three depend more on those than on how tokens are grouped.
     """
     columns = np.array(scores(predicted, true), dtype=float).reshape(-1, 3)
     wide = [[[c for c in trees.constituents(code) if c.last > c.first] for code in side] for side in (predicted, true)]
@@ -36,10 +36,10 @@ def parts_right(predicted: Sequence[Code], true: Sequence[Code]) -> dict[str, fl
     pairs = list(zip(predicted, true, strict=True))
     ranked = [0, 0]
     for p, t in pairs:
-        d, found = np.asarray(t.d), np.asarray(p.d)
-        above = d[:, None] > d
-        ranked[0] += int(((found[:, None] - found >= 1) & above).sum())
-        ranked[1] += int(above.sum())
+        d, heights = np.asarray(t.d), np.asarray(p.d)
+        higher = d[:, None] > d
+        ranked[0] += int(((heights[:, None] - heights >= 1) & higher).sum())
+        ranked[1] += int(higher.sum())
     c = [a == b for p, t in pairs for a, b in zip(p.c, t.c, strict=True)]
     u = [a == b for p, t in pairs for a, b in zip(p.u, t.u, strict=True)]
     return {
@@ -50,21 +50,21 @@ def parts_right(predicted: Sequence[Code], true: Sequence[Code]) -> dict[str, fl
 
 
 def recall_by_label(predicted: Sequence[Code], true: Sequence[Code]) -> dict[str, dict[str, float]]:
-    """Of each non-terminal, the share of its constituents that were found, and how many there are; commonest first."""
+    """Recall of the constituents of each non-terminal, and how many there are; commonest first."""
     count: dict[str, list[int]] = {}
     for p, t in zip(predicted, true, strict=True):
-        found = Counter(trees.constituents(p))
+        unmatched = Counter(trees.constituents(p))
         for constituent in trees.constituents(t):
-            own = count.setdefault(constituent.label, [0, 0])
-            own[1] += 1
-            if found[constituent] > 0:
-                found[constituent] -= 1
-                own[0] += 1
+            entry = count.setdefault(constituent.label, [0, 0])
+            entry[1] += 1
+            if unmatched[constituent] > 0:
+                unmatched[constituent] -= 1
+                entry[0] += 1
     ordered = sorted(count.items(), key=lambda item: -item[1][1])
     return {label: {"recall": hit / n, "n": n} for label, (hit, n) in ordered}
 
 
 def angle(a: Subspace, b: Subspace) -> float:
-    """Mean principal angle between two subspaces, in degrees: 0 where one is inside the other."""
-    found = linalg.subspace_angles(a.p.detach().double().numpy(), b.p.detach().double().numpy())
-    return float(np.degrees(found).mean())
+    """Mean principal angle between two subspaces, in degrees: 0 if one is inside the other."""
+    angles = linalg.subspace_angles(a.p.detach().double().numpy(), b.p.detach().double().numpy())
+    return float(np.degrees(angles).mean())

@@ -1,4 +1,4 @@
-"""Trees probed at every layer of a model, of its untrained copy, and for the control task: numbers, and pictures."""
+"""Syntax probes at every layer of a model and its untrained copy, with the control task: numbers and figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONTROLS = 4  # draws of the control task
 
 @dataclass(frozen=True)
 class Reading:
-    """One probe and what it reads: its validation F1, its trees of the test texts, and their scores a text."""
+    """One probe: its validation F1, its predicted trees of the test texts, and their scores per text."""
 
     probe: Subspace
     valid: float
@@ -37,7 +37,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Study:
-    """The texts, which serve for what, and how probes are trained."""
+    """The texts, their split, and how probes are trained."""
 
     snippets: Sequence[Snippet]
     parts: probes.Parts
@@ -49,19 +49,19 @@ class Study:
 
     @functools.cached_property
     def corpus(self) -> Corpus:
-        """The true trees, with the labels of those that are trained on."""
-        return self._known([s.code for s in self.snippets])
+        """The true trees, with the labels of the training texts."""
+        return self._corpus([s.code for s in self.snippets])
 
     @functools.cached_property
     def controls(self) -> dict[str, tuple[Corpus, int]]:
-        """The control task's trees, drawn several times: how high F1 is depends on the draw."""
+        """The control task's trees, drawn several times: F1 depends on the draw."""
         codes, words = [s.code for s in self.snippets], [s.words for s in self.snippets]
         drawn = (trees.control(codes, words, self.seed + 1_000 * n) for n in range(CONTROLS))
-        return {f"control {n}": (self._known(made), self.rank) for n, made in enumerate(drawn)}
+        return {f"control {n}": (self._corpus(control), self.rank) for n, control in enumerate(drawn)}
 
     @functools.cached_property
     def true(self) -> list[Code]:
-        """Of the test texts."""
+        """The true codes of the test texts."""
         return [self.corpus.codes[i] for i in self.parts.test.tolist()]
 
     def store(self, model: Model, layers: Sequence[int] = ()) -> hidden.Store:
@@ -75,29 +75,29 @@ class Study:
         def read(index: torch.Tensor) -> torch.Tensor:
             return store.take(index, layer)
 
-        made = syntax.train(read, tasks, self.parts, self.how, self.loss, self.penalty, self.seed)
+        subspaces = syntax.train(read, tasks, self.parts, self.how, self.loss, self.penalty, self.seed)
         out = {}
-        for name, probe in made.items():
+        for name, probe in subspaces.items():
             corpus = tasks[name][0]
             valid, test = (syntax.predict(probe, corpus, read, part) for part in self.parts[1:])
-            chosen, scored = (
-                syntax_scores.table(said, [corpus.codes[i] for i in part.tolist()])
-                for said, part in ((valid, self.parts.valid), (test, self.parts.test))
+            valid_scores, test_scores = (
+                syntax_scores.table(codes, [corpus.codes[i] for i in part.tolist()])
+                for codes, part in ((valid, self.parts.valid), (test, self.parts.test))
             )
-            out[name] = Reading(probe, float(chosen["f1"].mean()), test, scored)
+            out[name] = Reading(probe, float(valid_scores["f1"].mean()), test, test_scores)
         return out
 
-    def _known(self, codes: Sequence[Code]) -> Corpus:
+    def _corpus(self, codes: Sequence[Code]) -> Corpus:
         return syntax.Corpus(codes, Labels.of([codes[i] for i in self.parts.train.tolist()]))
 
 
 def best(readings: Mapping[int, Reading]) -> int:
-    """The layer or rank of the highest F1 on the texts that training chose on, never on the test texts."""
+    """The layer or rank with the highest F1 on the validation texts, never on the test texts."""
     return max(readings, key=lambda key: readings[key].valid)
 
 
 def mean(readings: Sequence[Reading]) -> Reading:
-    """Several as one, with the mean of their scores of each text."""
+    """Several readings as one, with the mean of their scores per text."""
     scores = {name: np.mean([r.test[name] for r in readings], axis=0) for name in readings[0].test}
     return dataclasses.replace(readings[0], test=scores)
 
@@ -107,18 +107,18 @@ def told(scores: Scores) -> dict[str, dict[str, float]]:
     return {name: statistics.mean_interval(values)._asdict() for name, values in scores.items()}
 
 
-def gap(ours: Reading, theirs: Reading) -> dict[str, float]:
+def gap(a: Reading, b: Reading) -> dict[str, float]:
     """How much higher an F1 is than another, paired by text."""
-    return statistics.paired_interval(ours.test["f1"], theirs.test["f1"])._asdict()
+    return statistics.paired_interval(a.test["f1"], b.test["f1"])._asdict()
 
 
 def curve(layers: Mapping[str, Mapping[int, Reading]]) -> figures.Figure:
     """F1 by layer, of every arm."""
     lines = []
     for name, readings in layers.items():
-        found = [statistics.mean_interval(r.test["f1"]) for r in readings.values()]
-        ends = ([f.estimate for f in found], [f.low for f in found], [f.high for f in found])
-        lines.append(figures.Line(name, list(readings), *ends))
+        intervals = [statistics.mean_interval(r.test["f1"]) for r in readings.values()]
+        columns = ([f.estimate for f in intervals], [f.low for f in intervals], [f.high for f in intervals])
+        lines.append(figures.Line(name, list(readings), *columns))
     return figures.Curves(
         title="Syntax trees read off hidden states", x="layer (0: embeddings)", y="F1 of constituents, mean over texts",
         lines=lines, note="Bands: 95 % intervals over test texts. What an untrained copy shows is due to the tokens.",
@@ -127,25 +127,29 @@ def curve(layers: Mapping[str, Mapping[int, Reading]]) -> figures.Figure:
 
 def sweep(ranks: Mapping[int, Reading]) -> figures.Figure:
     """F1 by the dimensions of the subspace."""
-    found = {rank: statistics.mean_interval(reading.test["f1"]) for rank, reading in sorted(ranks.items())}
-    columns = zip(*found.values(), strict=True)
-    line = figures.Line("trained", list(found), *map(list, columns))
+    intervals = {rank: statistics.mean_interval(reading.test["f1"]) for rank, reading in sorted(ranks.items())}
+    columns = zip(*intervals.values(), strict=True)
+    line = figures.Line("trained", list(intervals), *map(list, columns))
     return figures.Curves(
         title="How many dimensions syntax takes", x="dimensions of the subspace", y="F1 of constituents", lines=[line],
         log=True,
     )  # fmt: skip
 
 
-def shown(snippets: Sequence[Snippet], reading: Reading, true: Sequence[Code], most: int = 14) -> figures.Figure | None:
-    """A true tree and the one read off, of the test text of middling F1 among those short enough to be seen whole."""
-    short = [i for i, s in enumerate(snippets) if 5 <= len(s.leaves) <= most]
+def shown(
+    snippets: Sequence[Snippet], reading: Reading, true: Sequence[Code], max_leaves: int = 14
+) -> figures.Figure | None:
+    """The true and the predicted tree of the test text with median F1, among those with 5 to `max_leaves` leaves."""
+    short = [i for i, s in enumerate(snippets) if 5 <= len(s.leaves) <= max_leaves]
     if not short:
         return None
     i = sorted(short, key=lambda i: float(reading.test["f1"][i]))[len(short) // 2]
-    drawn = {name: _drawn(trees.decode(code)) for name, code in (("true", true[i]), ("read off", reading.predicted[i]))}
+    drawn = {
+        name: _nested(trees.decode(code)) for name, code in (("true", true[i]), ("read off", reading.predicted[i]))
+    }
     title = f"A tree read off hidden states (F1 {reading.test['f1'][i]:.2f})"
-    return figures.Trees(title=title, words=snippets[i].words, trees=drawn, note="The test text of middling F1.")
+    return figures.Trees(title=title, words=snippets[i].words, trees=drawn, note="The test text with median F1.")
 
 
-def _drawn(tree: Node | Leaf) -> Any:
-    return tree.start if isinstance(tree, Leaf) else (tree.label, [_drawn(child) for child in tree.children])
+def _nested(tree: Node | Leaf) -> Any:
+    return tree.start if isinstance(tree, Leaf) else (tree.label, [_nested(child) for child in tree.children])

@@ -1,7 +1,7 @@
-"""Asks a model one thing three ways: without demonstrations (ZSL), behind them in its prompt (ICL), and after
-fine-tuning on the same ones (FT), from the same weights, in the same words.
+"""Evaluate a model three ways: without demonstrations (ZSL), with them in its prompt (ICL), and after fine-tuning on
+the same ones (FT), from the same weights, in the same wording.
 
-Whatever can be read three ways is a `Reader`: a language model here, linear attention in `linear_reader`.
+Whatever can be evaluated three ways is a `Reader`: a language model here, linear attention in `linear_reader`.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ LORA_RANK = 8
 
 
 class Episode(NamedTuple):
-    """Demonstrations in their order, and what is asked after them."""
+    """Demonstrations in order, and the queries after them."""
 
     demos: tuple[Any, ...]
     queries: tuple[Any, ...]
 
     def ordered(self, order: Sequence[int]) -> Episode:
-        """The same with its demonstrations in another order."""
+        """The same episode with its demonstrations in another order."""
         return self._replace(demos=tuple(self.demos[i] for i in order))
 
 
 class Reading(NamedTuple):
-    """What a model makes of queries: log-probs of all tokens at the answer's place `(Q, V)`, log-probs of the labels
-    among each other `(Q, C)`, and whether the likeliest label is right `(Q,)`."""
+    """A model's answers to queries: log-probs of all tokens at the answer's position `(Q, V)`, log-probs of the labels
+    normalised over the labels `(Q, C)`, and whether the likeliest label is right `(Q,)`."""
 
     tokens: Tensor
     labels: Tensor
@@ -62,24 +62,24 @@ class Way:
 
     @classmethod
     def of(cls, text: str, how: Tuning) -> Way:
-        """`kv`, `v@middle/full`: behind the stroke, all demonstrations make one step."""
-        which, stroke, size = text.partition("/")
-        if stroke and size != "full":
-            raise UserError(f"{text}: only /full may follow what is trained: all demonstrations in one step")
-        return cls(which, dataclasses.replace(how, batch=None) if stroke else how)
+        """Parse `kv` or `v@middle/full`: with `/full` all demonstrations make one step."""
+        which, slash, size = text.partition("/")
+        if slash and size != "full":
+            raise UserError(f"{text}: only /full (all demonstrations in one step) may follow the weights to train")
+        return cls(which, dataclasses.replace(how, batch=None) if slash else how)
 
 
 class Reader(Protocol):
-    """Reads the queries of an episode three ways."""
+    """Answers the queries of an episode three ways."""
 
     def without(self, episode: Episode) -> Reading:
         """Without its demonstrations."""
 
     def shown(self, episode: Episode) -> Reading:
-        """Behind its demonstrations."""
+        """With its demonstrations in the prompt."""
 
     def tuned(self, episode: Episode, way: Way) -> Iterator[Reading]:
-        """Without them, after every epoch of fine-tuning on them; the model is as before in the end."""
+        """Without them, after every epoch of fine-tuning on them; the model is restored in the end."""
 
 
 # --- a language model -----------------------------------------------------------------------------------
@@ -89,9 +89,9 @@ class LanguageReader:
     """A causal language model that answers with one of a query's choices.
 
     Args:
-        model: it; fine-tuned in place and put back bit for bit.
+        model: the model; fine-tuned in place and restored bit for bit.
         separator: between demonstrations, and before the query.
-        loss: of fine-tuning, on the label alone or on the whole text of a demonstration.
+        loss: fine-tuning loss on the label alone or on the whole text of a demonstration.
     """
 
     def __init__(self, model: Model, separator: str = "\n", loss: Literal["label", "text"] = "label") -> None:
@@ -125,21 +125,21 @@ class LanguageReader:
                 yield self.read(unshown(episode), model)
 
     def lessons(self, episode: Episode) -> list[TokenizedExample]:
-        """The demonstrations as rows to train on, each by itself."""
+        """The demonstrations as rows to train on, one each."""
         pairs = [(demonstrations.question(d), d.completion) for d in episode.demos]
         rows = self._rows(pairs)
         if self.loss == "label":
             return rows
-        whole = [r.prompt + r.completion for r in rows]
-        return [TokenizedExample(ids[:1], ids[1:]) for ids in whole]
+        sequences = [r.prompt + r.completion for r in rows]
+        return [TokenizedExample(ids[:1], ids[1:]) for ids in sequences]
 
     def prompt(self, episode: Episode, query: Demo) -> str:
-        """What the model reads before the answer."""
-        shown = [demonstrations.written(d) for d in episode.demos]
-        return demonstrations.assemble("", shown, demonstrations.question(query), self.separator)
+        """The prompt before the answer."""
+        blocks = [demonstrations.written(d) for d in episode.demos]
+        return demonstrations.assemble("", blocks, demonstrations.question(query), self.separator)
 
     def rows(self, episode: Episode) -> list[list[TokenizedExample]]:
-        """Of every query, its prompt with each of its choices."""
+        """For every query, its prompt with each of its choices."""
         sizes = [len(q.choices) for q in episode.queries]
         pairs = [(self.prompt(episode, q), c) for q in episode.queries for c in q.choices]
         rows = iter(self._rows(pairs))
@@ -155,11 +155,11 @@ class LanguageReader:
         return rows
 
     def read(self, episode: Episode, model: Model | None = None, apart: bool = False) -> Reading:
-        """Its queries behind its demonstrations; `apart`, each in a pass of its own, nothing shared."""
+        """Evaluate the queries after the demonstrations; if `apart`, each in its own forward pass, no prefix shared."""
         rows, model = self.rows(episode), model or self.model
-        firsts = [TokenizedExample(row[0].prompt, row[0].completion[:1]) for row in rows]
-        self.tokens_read += sum(r.size for r in firsts)
-        logp = distributions(model, firsts, apart)
+        first_tokens = [TokenizedExample(row[0].prompt, row[0].completion[:1]) for row in rows]
+        self.tokens_read += sum(r.size for r in first_tokens)
+        logp = distributions(model, first_tokens, apart)
         if all(len(r.completion) == 1 for row in rows for r in row):
             scores = torch.stack([logp[i, [r.completion[0] for r in row]] for i, row in enumerate(rows)]).double()
             means = scores
@@ -173,26 +173,26 @@ class LanguageReader:
 
 
 def unshown(episode: Episode) -> Episode:
-    """What a fine-tuned model is asked: the queries without the demonstrations it has learnt from."""
+    """The episode for a fine-tuned model: the queries without the demonstrations it has learnt from."""
     return episode._replace(demos=())
 
 
 def distributions(model: Model, rows: Sequence[TokenizedExample], apart: bool = False) -> Tensor:
-    """Log-probs of every token where the one label token of each row stands, `(rows, V)` in float32."""
-    whole = {"logp": lambda logits, target: logits.float().log_softmax(-1)}
+    """Log-probs of all tokens at the position of each row's single label token, `(rows, V)` in float32."""
+    functions = {"logp": lambda logits, target: logits.float().log_softmax(-1)}
     if apart:
         with torch.no_grad():
             batches = (collate([row], model.kind, model.pad).to(model.device) for row in rows)
-            return torch.cat([forward.tokens(model, batch, whole)["logp"].cpu() for batch in batches])
+            return torch.cat([forward.tokens(model, batch, functions)["logp"].cpu() for batch in batches])
     out: list[Tensor] = [torch.empty(0)] * len(rows)
-    for group, batch, values in forward.score(model, rows, whole):
+    for group, batch, values in forward.score(model, rows, functions):
         for line, row in enumerate(batch.row.tolist()):
             out[group[row]] = values["logp"][line].cpu()
     return torch.stack(out)
 
 
 def labels(records: Sequence[Demo]) -> list[str]:
-    """What answers there are, for records that name no choices of their own."""
+    """The distinct answers of records that have no choices of their own."""
     return words.distinct(sorted(r.completion for r in records if not r.choices))
 
 
@@ -207,10 +207,10 @@ def checked(records: Sequence[Demo], name: str, labels: Sequence[str] = ()) -> l
         choices = demonstrations.options(record) or list(labels)
         record = dataclasses.replace(record, choices=choices)
         if len(choices) < 2:
-            raise UserError(f"{name}: record {number}: field 'choices' names no labels: what may the answer be?")
+            raise UserError(f"{name}: record {number}: field 'choices' must list two or more possible answers")
         if len(choices) != len(demonstrations.options(out[0]) if out else choices):
             raise UserError(
-                f"{name}: record {number} has {len(choices)} choices, record 1 has another number: ask them apart"
+                f"{name}: record {number} has {len(choices)} choices, record 1 another number: run them separately"
             )
         try:
             demonstrations.gold(record)
@@ -223,10 +223,10 @@ def checked(records: Sequence[Demo], name: str, labels: Sequence[str] = ()) -> l
 def episodes(
     train: Sequence[Demo], test: Sequence[Demo], shots: int, queries: int, draws: int, seed: int
 ) -> list[tuple[Episode, Episode]]:
-    """Draws of demonstrations and queries, and beside each one other demonstrations before the same queries.
+    """Draw demonstrations and queries, and for each draw other demonstrations before the same queries.
 
-    Where records name their `task`, a draw is of one task, the tasks in turn. No query is asked that a demonstration
-    of either asks.
+    If records name their `task`, a draw is of one task, the tasks in turn. No query is one of the demonstrations of
+    either.
 
     Raises:
         UserError: a task has too few records.
@@ -236,29 +236,29 @@ def episodes(
     out = []
     for draw in range(draws):
         task = tasks[draw % len(tasks)]
-        pool, asked = pools[task]
+        pool, candidates = pools[task]
         rng = np.random.default_rng([seed, draw, 181])
         order = rng.permutation(len(pool)).tolist()
-        wanted = rng.permutation(len(asked)).tolist()
+        query_order = rng.permutation(len(candidates)).tolist()
         first = [pool[i] for i in order[:shots]]
-        shown = {demonstrations.key(d) for d in first}
-        chosen = [asked[i] for i in wanted if demonstrations.key(asked[i]) not in shown][:queries]
-        queried = {demonstrations.key(q) for q in chosen}
-        others = [pool[i] for i in order[shots:] if demonstrations.key(pool[i]) not in queried]
+        demo_keys = {demonstrations.key(d) for d in first}
+        chosen = [candidates[i] for i in query_order if demonstrations.key(candidates[i]) not in demo_keys][:queries]
+        query_keys = {demonstrations.key(q) for q in chosen}
+        others = [pool[i] for i in order[shots:] if demonstrations.key(pool[i]) not in query_keys]
         second = (others + first)[:shots]  # as many others as there are
         if len(first) < shots or not chosen:
-            where = f" of the task '{task}'" if task is not None else ""
+            suffix = f" of the task '{task}'" if task is not None else ""
             raise UserError(
-                f"{len(pool)} records of train{where}: too few for {shots} shots with a query that none of them asks"
+                f"{len(pool)} records of train{suffix}: too few for {shots} shots and a query that is not among them"
             )
         out.append((Episode(tuple(first), tuple(chosen)), Episode(tuple(second), tuple(chosen))))
     return out
 
 
 def orders(count: int, size: int, seed: int) -> list[list[int]]:
-    """So many different orders of a few things (fewer where there are no more), the given one first."""
+    """`count` different orders of `size` items (fewer if there are no more), the given one first."""
     rng, out = np.random.default_rng([seed, 182]), [tuple(range(size))]
     for _ in range(20 * count):
-        if len(out) < count and (new := tuple(rng.permutation(size).tolist())) not in out:
-            out.append(new)
+        if len(out) < count and (order := tuple(rng.permutation(size).tolist())) not in out:
+            out.append(order)
     return [list(o) for o in out]

@@ -1,6 +1,6 @@
-"""Tool calls in a text, `[f(a=1, b='x'), g()]`, and in which fields they differ from those that were wanted.
+"""Tool calls in a text, `[f(a=1, b='x'), g()]`, and the fields in which they differ from the expected ones.
 
-Texts are read by Python's own parser and never run. A bare word stands for itself: `f(colour=red)`.
+Texts are parsed by Python's own parser and never run. A bare word stands for itself: `f(colour=red)`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from didact.models.model import Model
 from didact.types import Demo
 
 FIELDS = ("form", "count", "function", "names", "values")
-"""What can be wrong: no list of calls, their number, a function's name, the set of its parameters, a value."""
+"""Kinds of errors: no list of calls, their number, a function's name, the set of its parameters, a value."""
 
 LEXEME = re.compile(r"-?\d+(?:\.\d+)?|\w+|\S")
 
@@ -38,14 +38,14 @@ Judge = Literal["ast", "self", "words"]
 
 
 class Call(NamedTuple):
-    """A function's name and its arguments by name; those without one are named by their place, from 0."""
+    """A function's name and its arguments by name; positional ones are named by their position, from 0."""
 
     name: str
     arguments: dict[str, Any]
 
 
 def parse(text: str) -> list[Call] | None:
-    """The calls of a text, alone or in a list; None where it is nothing of the sort."""
+    """The calls of a text, a single one or a list; None if it is neither."""
     try:
         tree = ast.parse(text.strip(), mode="eval").body
         nodes = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
@@ -54,58 +54,58 @@ def parse(text: str) -> list[Call] | None:
         return None
 
 
-def errors(said: str, wanted: str | Sequence[Call]) -> list[str]:
-    """The `FIELDS` in which a text's calls are wrong, each once, the coarsest first; none where all is right.
+def errors(text: str, expected: str | Sequence[Call]) -> list[str]:
+    """The `FIELDS` in which a text's calls are wrong, each once, the coarsest first; empty if all is right.
 
     Calls are matched in their order, arguments by name; 3 and 3.0 are one value, "3" is another.
     """
-    made, right = parse(said), parse(wanted) if isinstance(wanted, str) else list(wanted)
-    if right is None:
-        return [] if forms.key(said) == forms.key(str(wanted)) else ["form"]
-    if made is None:
+    calls, expected_calls = parse(text), parse(expected) if isinstance(expected, str) else list(expected)
+    if expected_calls is None:
+        return [] if forms.key(text) == forms.key(str(expected)) else ["form"]
+    if calls is None:
         return ["form"]
-    wrong = {"count"} if len(made) != len(right) else set()
-    for a, b in zip(made, right, strict=False):
+    failed = {"count"} if len(calls) != len(expected_calls) else set()
+    for a, b in zip(calls, expected_calls, strict=False):
         if a.name != b.name:
-            wrong.add("function")
+            failed.add("function")
         elif set(a.arguments) != set(b.arguments):
-            wrong.add("names")
+            failed.add("names")
         elif any(not _equal(a.arguments[k], b.arguments[k]) for k in b.arguments):
-            wrong.add("values")
-    return [field for field in FIELDS if field in wrong]
+            failed.add("values")
+    return [field for field in FIELDS if field in failed]
 
 
-def accepted(said: str, possible: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]]) -> list[str]:
-    """The same against answers as the Berkeley Function-Calling Leaderboard writes them.
+def accepted(text: str, possible: Sequence[Mapping[str, Mapping[str, Sequence[Any]]]]) -> list[str]:
+    """Like `errors`, against answers in the format of the Berkeley Function-Calling Leaderboard.
 
     Args:
-        said: the text.
+        text: the text.
         possible: for each call `{function: {parameter: [accepted values]}}`; one with "" among them may be left out.
     """
-    made = parse(said)
-    if made is None:
+    calls = parse(text)
+    if calls is None:
         return ["form"]
-    wrong = {"count"} if len(made) != len(possible) else set()
-    for call, answer in zip(made, possible, strict=False):
+    failed = {"count"} if len(calls) != len(possible) else set()
+    for call, answer in zip(calls, possible, strict=False):
         (name, allowed), *_ = answer.items()
         needed = {k for k, values in allowed.items() if "" not in values}
         if call.name != name:
-            wrong.add("function")
+            failed.add("function")
         elif not needed <= set(call.arguments) <= set(allowed):
-            wrong.add("names")
+            failed.add("names")
         elif any(not any(_equal(v, w) for w in allowed[k]) for k, v in call.arguments.items()):
-            wrong.add("values")
-    return [field for field in FIELDS if field in wrong]
+            failed.add("values")
+    return [field for field in FIELDS if field in failed]
 
 
 def lexemes(text: str) -> list[str]:
-    """Names, numbers and signs one by one, as they are without quotes and white space."""
+    """The names, numbers and signs of a text, without quotes and white space."""
     return LEXEME.findall(text.replace("'", " ").replace('"', " "))
 
 
-def on_track(said: str, wanted: str) -> bool:
-    """Whether a text so far is the beginning of the wanted one, lexeme by lexeme; the last one may be unfinished."""
-    a, b = lexemes(said), lexemes(wanted)
+def on_track(text: str, expected: str) -> bool:
+    """Whether a partial text is a prefix of the expected one, lexeme by lexeme; the last one may be unfinished."""
+    a, b = lexemes(text), lexemes(expected)
     if not a:
         return True
     *whole, last = a
@@ -113,16 +113,16 @@ def on_track(said: str, wanted: str) -> bool:
 
 
 def overlap(a: str, b: str) -> float:
-    """Of two texts' words (between white space), the share that the one with fewer shares with the other."""
-    one, two = set(a.split()), set(b.split())
-    return len(one & two) / min(len(one), len(two)) if one and two else 0.0
+    """Share of the words (between white space) of the text with fewer words that the other has too."""
+    words_a, words_b = set(a.split()), set(b.split())
+    return len(words_a & words_b) / min(len(words_a), len(words_b)) if words_a and words_b else 0.0
 
 
-def tally(wrong: Sequence[Sequence[str]]) -> dict[str, float]:
+def tally(failures: Sequence[Sequence[str]]) -> dict[str, float]:
     """Share of texts with an error in each field, and `exact`, the share with none."""
-    counts = Counter(field for fields in wrong for field in fields)
-    n = max(1, len(wrong))
-    return {"exact": sum(not fields for fields in wrong) / n, **{f: counts[f] / n for f in FIELDS}}
+    counts = Counter(field for fields in failures for field in fields)
+    n = max(1, len(failures))
+    return {"exact": sum(not fields for fields in failures) / n, **{f: counts[f] / n for f in FIELDS}}
 
 
 def _call(node: ast.expr) -> Call:
@@ -152,21 +152,21 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 
-def value(said: str, wanted: str, terminal: bool) -> float:
-    """+1 where what was said is right so far (an ended answer: has the same calls), -1 where it is not."""
-    good = not errors(said, wanted) if terminal else on_track(said, wanted)
-    return 1.0 if good else -1.0
+def value(text: str, expected: str, terminal: bool) -> float:
+    """+1 if a text is right so far (an ended answer: has the same calls), else -1."""
+    is_right = not errors(text, expected) if terminal else on_track(text, expected)
+    return 1.0 if is_right else -1.0
 
 
-def guess(step: str, wanted: str) -> float:
-    """The official code's first guess of a fragment, from words alone.
+def guess(step: str, expected: str) -> float:
+    """The official code's initial value of a fragment, from words alone.
 
-    0.1 where it ends the calls if and only if the right answer does, else -0.1, plus the overlap of their words less
-    0.5; 0 for white space.
+    0.1 if it ends the calls exactly when the right answer does, else -0.1, plus the overlap of their words less 0.5;
+    0 for white space.
     """
     if not step.strip():
         return 0.0
-    return (0.1 if (")]" in step) == (")]" in wanted) else -0.1) + overlap(wanted, step) - 0.5
+    return (0.1 if (")]" in step) == (")]" in expected) else -0.1) + overlap(expected, step) - 0.5
 
 
 def difficulties(demos: Sequence[Demo]) -> list[float]:
@@ -180,32 +180,32 @@ def values(
     judge: Judge, model: Model, demos: Sequence[Demo], texts: Sequence[str], steps: Sequence[tuple[str, bool]],
     kv_cache: KVCache | None = None,
 ) -> list[float]:  # fmt: skip
-    """What partial answers are worth.
+    """The values of partial answers.
 
     Args:
         judge: `ast` compares with the right answer (`value`), `words` guesses from a step's words (`guess`), `self`
             asks the model for a verdict in [-0.5, 0.25].
-        model: that searches.
+        model: the searching model.
         demos: the request and right answer of each.
         texts: each answer so far.
         steps: its last step alone, and whether it ends the answer.
-        kv_cache: what the model has read before.
+        kv_cache: cache of prefixes that the model has read.
     """
     if judge == "self":
-        asked = [
+        prompts = [
             VERDICT.format(request=d.prompt, truth=d.completion, answer=t) for d, t in zip(demos, texts, strict=True)
         ]
-        return rank.expected(model, asked, WORTH, kv_cache)
-    wanted = [d.completion for d in demos]
+        return rank.expected(model, prompts, WORTH, kv_cache)
+    expected = [d.completion for d in demos]
     if judge == "words":
-        return [guess(step, w) for (step, _), w in zip(steps, wanted, strict=True)]
-    return [value(t, w, ended) for t, w, (_, ended) in zip(texts, wanted, steps, strict=True)]
+        return [guess(step, w) for (step, _), w in zip(steps, expected, strict=True)]
+    return [value(t, w, ended) for t, w, (_, ended) in zip(texts, expected, steps, strict=True)]
 
 
 def selected(
     demos: Sequence[Demo], nll: Sequence[float], ratio: float, trim: float = 0.0, select: str = "ppl", seed: int = 0
 ) -> list[int]:
-    """Which demonstrations are searched: `floor(n ratio)` of those with calls and of the others, hardest first."""
-    chance = np.random.default_rng([seed, 57]).random(len(demos)).tolist()
-    score = {"ppl": nll, "easy": [-x for x in nll], "random": chance}[select]
+    """Indices of demonstrations to search: `floor(n ratio)` of those with calls and of the others, hardest first."""
+    random = np.random.default_rng([seed, 57]).random(len(demos)).tolist()
+    score = {"ppl": nll, "easy": [-x for x in nll], "random": random}[select]
     return selection.top(score, ratio, [")" in d.completion for d in demos], trim, nll)

@@ -2,7 +2,7 @@
 
     W^T = E_{y ~ T(policy), z ~ T(reference)} [ 1[r(y) > r(z)] + 1/2 1[r(y) = r(z)] ]
 
-Exact where a policy's answers and their probabilities are all known; from draws the same formula is used with equal
+Exact if a policy's answers and their probabilities are all known; for samples the same formula is used with equal
 probabilities, as if N answers were drawn from them with replacement.
 """
 
@@ -18,13 +18,13 @@ from didact.objectives.rewards import Procedure
 Array = Any
 
 
-def decoded(probability: Array, reward: Array, to: Procedure) -> Array:
+def decoded(probability: Array, reward: Array, procedure: Procedure) -> Array:
     """Probabilities of answers after the procedure, `(n,), (n,) -> (n,)`; ties are broken at random."""
     p, r = np.asarray(probability, float), np.asarray(reward, float)
     _, level = np.unique(r, return_inverse=True)
     mass = np.bincount(level, weights=p)
-    upto = np.minimum(np.cumsum(mass), 1.0)
-    gained = np.diff(to.cdf(np.concatenate([[0.0], upto])))
+    cumulative = np.minimum(np.cumsum(mass), 1.0)
+    gained = np.diff(procedure.cdf(np.concatenate([[0.0], cumulative])))
     share = np.divide(gained, mass, out=np.zeros_like(mass), where=mass > 0)
     return p * share[level]
 
@@ -34,28 +34,28 @@ def win_rate(
     reward: Array,
     ref_probability: Array,
     ref_reward: Array,
-    to: Procedure,
+    procedure: Procedure,
     judged: tuple[Array, Array] | None = None,
 ) -> float:
-    """Of a policy over a reference on one prompt, each with its answers' probabilities and rewards.
+    """Win rate of a policy over a reference on one prompt, from the probabilities and rewards of their answers.
 
-    Answers are decoded by their rewards; who wins is up to these too, or to what another judge says of both sides.
+    Answers are decoded by their rewards; these also decide who wins, or else the scores of another judge (`judged`).
     """
-    mine, theirs = (decoded(p, r, to) for p, r in ((probability, reward), (ref_probability, ref_reward)))
-    ours, others = judged or (reward, ref_reward)
-    r, z = np.asarray(ours, float)[:, None], np.asarray(others, float)[None, :]
-    return float(mine @ ((r > z) + 0.5 * (r == z)) @ theirs)
+    policy, reference = (decoded(p, r, procedure) for p, r in ((probability, reward), (ref_probability, ref_reward)))
+    scores, ref_scores = judged or (reward, ref_reward)
+    r, z = np.asarray(scores, float)[:, None], np.asarray(ref_scores, float)[None, :]
+    return float(policy @ ((r > z) + 0.5 * (r == z)) @ reference)
 
 
 def from_draws(
     rewards: Sequence[Array],
     ref_rewards: Sequence[Array],
-    to: Procedure,
+    procedure: Procedure,
     judged: Sequence[tuple[Array, Array]] | None = None,
 ) -> list[float]:
-    """The same for every prompt from the rewards of draws; take ten times as many as the procedure draws."""
+    """Win rate on every prompt from the rewards of samples; take ten times as many as the procedure draws."""
     out = []
-    for i, (mine, theirs) in enumerate(zip(rewards, ref_rewards, strict=True)):
-        p, q = (np.full(len(x), 1 / len(x)) for x in (mine, theirs))
-        out.append(win_rate(p, mine, q, theirs, to, judged[i] if judged else None))
+    for i, (reward, ref_reward) in enumerate(zip(rewards, ref_rewards, strict=True)):
+        p, q = (np.full(len(x), 1 / len(x)) for x in (reward, ref_reward))
+        out.append(win_rate(p, reward, q, ref_reward, procedure, judged[i] if judged else None))
     return out

@@ -1,9 +1,9 @@
-"""What is a word's class read from: the word, or the place it stands in?
+"""Is a word's class read from the word, or from its place in the sentence?
 
-Probes are trained on hidden states of words in their sentences, and asked about the same places with the word put in
-place by a token whose embedding was never trained (unseen), and by a word of another class (conflict). What they say
-of the first comes from the place alone; of the second either the place's class or the word's. Beside them stand probes
-that are trained on unseen words, which need not be read as seen ones are.
+Probes are trained on hidden states of words in their sentences, and evaluated at the same places with the word replaced
+by a token whose embedding was never trained (unseen), and by a word of another class (conflict). Their predictions for
+the first come from the place alone; for the second they are either the place's class or the word's. Further probes are
+trained on unseen words, which need not be encoded as seen ones are.
 
 Source: Anand et al. 2024, arXiv:2406.00053, its study of natural text.
 """
@@ -31,7 +31,7 @@ FRESH = 16  # tokens that stand for unseen words
 
 
 class Word(NamedTuple):
-    """A word in its sentence: the record's place in the file, the words, which of them, its class as a number."""
+    """A word in its sentence: the record's index in the file, the words, the word's index, its class as a number."""
 
     record: int
     words: tuple[str, ...]
@@ -40,7 +40,7 @@ class Word(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Token rows of every word in three conditions, the places of the vectors in each, and the other words' classes."""
+    """Token rows of every word in three conditions, the vectors' positions in each, and the other words' classes."""
 
     rows: dict[str, list[list[int]]]
     units: dict[str, list[list[tuple[int, ...]]]]
@@ -49,28 +49,30 @@ class Rows(NamedTuple):
 
 
 def words(
-    texts: Sequence[Text], fields: tuple[str, str], classes: Sequence[str], most: int, seed: int = 0
+    texts: Sequence[Text], fields: tuple[str, str], classes: Sequence[str], limit: int, seed: int = 0
 ) -> tuple[list[Word], list[str]]:
-    """As many words of every class, at most one of a class in a sentence; and of the other words each one's class.
+    """Draw equally many words of every class, at most one per class and sentence; and return the classes.
 
     Raises:
-        UserError: a record lacks its words or tags, has more of one than of the other, or a class has no words.
+        UserError: a record lacks words or tags, has more of one than of the other, or a class has no words.
     """
-    found: dict[int, list[Word]] = {n: [] for n in range(len(classes))}
+    by_class: dict[int, list[Word]] = {n: [] for n in range(len(classes))}
     for number, text in enumerate(texts, 1):
-        said, tags = (_listed(text, field, number) for field in fields)
-        if len(said) != len(tags):
-            raise UserError(f"texts: record {number}: {len(said)} words in '{fields[0]}', {len(tags)} in '{fields[1]}'")
-        order = np.random.default_rng([seed, 72, number]).permutation(len(said))
+        sentence, tags = (_listed(text, field, number) for field in fields)
+        if len(sentence) != len(tags):
+            raise UserError(
+                f"texts: record {number}: {len(sentence)} words in '{fields[0]}', {len(tags)} in '{fields[1]}'"
+            )
+        order = np.random.default_rng([seed, 72, number]).permutation(len(sentence))
         for n, name in enumerate(classes):
-            at = next((int(i) for i in order if tags[i] == name), None)
-            if at is not None:
-                found[n].append(Word(number - 1, tuple(said), at, n))
-    if lacking := [name for n, name in enumerate(classes) if not found[n]]:
+            position = next((int(i) for i in order if tags[i] == name), None)
+            if position is not None:
+                by_class[n].append(Word(number - 1, tuple(sentence), position, n))
+    if lacking := [name for n, name in enumerate(classes) if not by_class[n]]:
         raise UserError(f"texts: no word is tagged {lacking[0]} in '{fields[1]}'; classes names those to probe")
-    each = min([len(own) for own in found.values()] + [max(1, most // len(classes))])
-    draw = np.random.default_rng([seed, 73])
-    return [own[i] for own in found.values() for i in sorted(draw.permutation(len(own))[:each])], list(classes)
+    quota = min([len(group) for group in by_class.values()] + [max(1, limit // len(classes))])
+    rng = np.random.default_rng([seed, 73])
+    return [group[i] for group in by_class.values() for i in sorted(rng.permutation(len(group))[:quota])], list(classes)
 
 
 def _listed(text: Text, field: str, number: int) -> list[str]:
@@ -81,55 +83,57 @@ def _listed(text: Text, field: str, number: int) -> list[str]:
 
 
 def lexicon(texts: Sequence[Text], fields: tuple[str, str], classes: Sequence[str]) -> list[list[str]]:
-    """Of every class the words that are always of it, the most frequent half."""
+    """For every class its unambiguous words (always tagged with it), the more frequent half."""
     tags: dict[str, set[str]] = {}
     count: Counter[str] = Counter()
     for text in texts:
         for word, tag in zip(text.extra[fields[0]], text.extra[fields[1]], strict=True):
             tags.setdefault(word, set()).add(tag)
             count[word] += 1
-    known = [[w for w, _ in count.most_common() if tags[w] == {name}] for name in classes]
-    return [own[: (len(own) + 1) // 2] for own in known]
+    unambiguous = [[w for w, _ in count.most_common() if tags[w] == {name}] for name in classes]
+    return [group[: (len(group) + 1) // 2] for group in unambiguous]
 
 
-def rows(model: Model, asked: Sequence[Word], known: Sequence[Sequence[str]], seed: int = 0) -> tuple[Rows, list[Word]]:
-    """Token rows of words, and those words that fit the context; a causal model reads no more than up to the word.
+def rows(
+    model: Model, targets: Sequence[Word], lexicons: Sequence[Sequence[str]], seed: int = 0
+) -> tuple[Rows, list[Word]]:
+    """Token rows of words, and the words that fit the context; a causal model reads only up to the word.
 
     Raises:
-        UserError: no class has a word that is never of another, or none of the sentences fits.
+        UserError: no other class has an unambiguous word, or no sentence fits.
     """
-    draw = np.random.default_rng([seed, 74])
+    rng = np.random.default_rng([seed, 74])
     start = _start(model)
-    pieces = [_pieces(model, word.words) for word in asked]
-    there = {t for row in pieces for piece in row for t in piece}
+    pieces = [_pieces(model, word.words) for word in targets]
+    present = {t for row in pieces for piece in row for t in piece}
     size = model.embedded or len(model.tokenizer)
-    fresh = [t for t in range(size - 1, -1, -1) if t not in there][:FRESH]
+    fresh = [t for t in range(size - 1, -1, -1) if t not in present][:FRESH]
     out = Rows({}, {}, torch.zeros(0), fresh)
-    kept, others = [], []
-    for word, ids in zip(asked, pieces, strict=True):
-        choice = [n for n in range(len(known)) if n != word.kind and known[n]]
-        if not choice:
-            raise UserError("texts: no other class has a word that is always of it: the conflict cannot be made")
-        other = int(draw.choice(choice))
-        instead = _pieces(model, (*word.words[: word.at], str(draw.choice(known[other])), *word.words[word.at + 1 :]))
-        made = {
+    fitting, other_kinds = [], []
+    for word, ids in zip(targets, pieces, strict=True):
+        kinds = [n for n in range(len(lexicons)) if n != word.kind and lexicons[n]]
+        if not kinds:
+            raise UserError("texts: no other class has a word that is always tagged with it, as the conflict needs")
+        kind = int(rng.choice(kinds))
+        replaced = _pieces(model, (*word.words[: word.at], str(rng.choice(lexicons[kind])), *word.words[word.at + 1 :]))
+        conditions = {
             "seen": _row(model, start, ids, word.at, ids[word.at]),
-            "unseen": _row(model, start, ids, word.at, [int(draw.choice(fresh))] if fresh else []),
-            "conflict": _row(model, start, ids, word.at, instead[word.at]),
+            "unseen": _row(model, start, ids, word.at, [int(rng.choice(fresh))] if fresh else []),
+            "conflict": _row(model, start, ids, word.at, replaced[word.at]),
         }
-        if all(row and len(row) <= model.context for row, _ in made.values()):
-            kept.append(word)
-            others.append(other)
-            for name, (row, unit) in made.items():
+        if all(row and len(row) <= model.context for row, _ in conditions.values()):
+            fitting.append(word)
+            other_kinds.append(kind)
+            for name, (row, unit) in conditions.items():
                 out.rows.setdefault(name, []).append(row)
                 out.units.setdefault(name, []).append([unit])
-    if not kept:
+    if not fitting:
         raise UserError(f"texts: no sentence fits the model's context of {model.context} tokens")
-    return out._replace(other=torch.tensor(others)), kept
+    return out._replace(other=torch.tensor(other_kinds)), fitting
 
 
-def _pieces(model: Model, said: Sequence[str]) -> list[list[int]]:
-    return encode.pieces(model.tokenizer, [said[0], *(f" {word}" for word in said[1:])])
+def _pieces(model: Model, sentence: Sequence[str]) -> list[list[int]]:
+    return encode.pieces(model.tokenizer, [sentence[0], *(f" {word}" for word in sentence[1:])])
 
 
 def _start(model: Model) -> list[int]:
@@ -141,7 +145,7 @@ def _start(model: Model) -> list[int]:
 def _row(
     model: Model, start: Sequence[int], ids: Sequence[Sequence[int]], at: int, word: Sequence[int]
 ) -> tuple[list[int], tuple[int, ...]]:
-    """A row with this word in its place, and where its last token stands."""
+    """A row with this word in its place, and the position of its last token."""
     if not word:
         return [], ()
     before = [*start, *(t for piece in ids[:at] for t in piece)]
@@ -150,47 +154,52 @@ def _row(
 
 
 def examine(
-    model: Model, asked: Sequence[Word], given: Rows, config: ProbeConfig, layers: Sequence[int] | None, seed: int = 0
+    model: Model,
+    targets: Sequence[Word],
+    conditions: Rows,
+    config: ProbeConfig,
+    layers: Sequence[int] | None,
+    seed: int = 0,
 ) -> dict[int, dict[str, dict[str, float]]]:
-    """What probes of every layer say, as shares with intervals over records.
+    """Accuracy of probes at every layer, with intervals over records.
 
-    `seen` and its `control` task and `selectivity`; `unseen`; `trained_unseen`: the same of a probe trained on unseen
-    words; `place` and `word`: the class that the conflict's place, and its word, have.
+    `seen` and its `control` task and `selectivity`; `unseen`; `trained_unseen`: a probe trained on unseen words;
+    `place` and `word`: conflicts predicted as the class of the place, and of the word.
     """
     stores = []
-    for name, own in given.rows.items():
-        with resets.redrawn(model, given.fresh if name == "unseen" else [], "matched", seed):
-            stores.append(hidden.record(model, own, given.units[name], layers))
-    n = len(asked)
-    labels = torch.tensor([word.kind for word in asked])
-    control = probes.control(labels, [word.words[word.at] for word in asked], seed)
-    parts = probes.split([word.record for word in asked], config.test, config.valid, seed)
-    test = torch.cat([parts.test + n * place for place in range(len(stores))])
-    units = [str(asked[i].record) for i in parts.test.tolist()]
-    unseen = list(given.rows).index("unseen")
+    for name, token_rows in conditions.rows.items():
+        with resets.redrawn(model, conditions.fresh if name == "unseen" else [], "matched", seed):
+            stores.append(hidden.record(model, token_rows, conditions.units[name], layers))
+    n = len(targets)
+    labels = torch.tensor([word.kind for word in targets])
+    control = probes.control(labels, [word.words[word.at] for word in targets], seed)
+    parts = probes.split([word.record for word in targets], config.test, config.valid, seed)
+    test = torch.cat([parts.test + n * condition for condition in range(len(stores))])
+    units = [str(targets[i].record) for i in parts.test.tolist()]
+    unseen = list(conditions.rows).index("unseen")
     tasks = {"tag": labels.repeat(len(stores)), "control": control.repeat(len(stores))}
     out = {}
     for layer in stores[0].layers:
 
         def read(index: Tensor, layer: int = layer) -> Tensor:
-            made = torch.zeros(len(index), stores[0].widths[stores[0].layers.index(layer)])
-            for place, store in enumerate(stores):
-                here = index // n == place
-                made[here] = store.take(index[here] - n * place, layer)
-            return made
+            vectors = torch.zeros(len(index), stores[0].widths[stores[0].layers.index(layer)])
+            for condition, store in enumerate(stores):
+                mask = index // n == condition
+                vectors[mask] = store.take(index[mask] - n * condition, layer)
+            return vectors
 
-        said = probes.classify(read, tasks, parts._replace(test=test), config, seed)
-        alone = Parts(*(part + n * unseen for part in parts))
-        by_own = probes.classify(read, {"tag": tasks["tag"]}, alone, config, seed)["tag"]
-        tag = dict(zip(given.rows, said["tag"].split(len(parts.test)), strict=True))
+        predictions = probes.classify(read, tasks, parts._replace(test=test), config, seed)
+        unseen_parts = Parts(*(part + n * unseen for part in parts))
+        own_predictions = probes.classify(read, {"tag": tasks["tag"]}, unseen_parts, config, seed)["tag"]
+        tag = dict(zip(conditions.rows, predictions["tag"].split(len(parts.test)), strict=True))
         true = labels[parts.test]
-        by_control = said["control"][: len(true)] == control[parts.test]
+        control_right = predictions["control"][: len(true)] == control[parts.test]
         shares: dict[str, NDArray[np.float64]] = {
             name: values.double().numpy()
             for name, values in {
-                "seen": tag["seen"] == true, "control": by_control, "unseen": tag["unseen"] == true,
-                "trained_unseen": by_own == true,
-                "place": tag["conflict"] == true, "word": tag["conflict"] == given.other[parts.test],
+                "seen": tag["seen"] == true, "control": control_right, "unseen": tag["unseen"] == true,
+                "trained_unseen": own_predictions == true,
+                "place": tag["conflict"] == true, "word": tag["conflict"] == conditions.other[parts.test],
             }.items()
         }  # fmt: skip
         out[layer] = {name: statistics.record_interval(v, units)._asdict() for name, v in shares.items()}

@@ -1,4 +1,4 @@
-"""`didact try` without a prompt: a conversation at the terminal, before and after side by side."""
+"""`didact try` without a prompt: a conversation in the terminal, models before and after training side by side."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.table import Table
 
 from didact import untrusted
 
-COLUMNS = 100  # where the terminal does not tell
-HELP = "/new begins anew, /quit ends"
+COLUMNS = 100  # width if the terminal does not report one
+HELP = "/new starts a new conversation, /quit ends"
 
 
 def talk(chat: Any) -> int:
-    """Ask and answer until the end of the input; `chat` is a `verbs.Chat`."""
+    """Read a message and print the answers until /quit or the end of the input; `chat` is a `verbs.Chat`."""
     console = untrusted.console(COLUMNS)
     console.print(f"{' and '.join(chat.models)}: {HELP}")
     with contextlib.suppress(EOFError):
-        while (text := _asked()) != "/quit":
+        while (text := _read_line()) != "/quit":
             if text == "/new":
                 chat.forget()
             elif text:
@@ -27,20 +27,20 @@ def talk(chat: Any) -> int:
     return 0
 
 
-def table(said: dict[str, str]) -> Table:
+def table(answers: dict[str, str]) -> Table:
     """Answers side by side."""
     out = Table(box=None, pad_edge=False, expand=True)
-    for name in said:
+    for name in answers:
         out.add_column(name, overflow="fold", ratio=1)
-    out.add_row(*said.values())
+    out.add_row(*answers.values())
     return out
 
 
-def _asked() -> str:
-    """A line of the user's; at a terminal the arrow keys bring earlier ones back, where Python has readline.
+def _read_line() -> str:
+    """Read a line from the user; in a terminal, with line editing and history where Python has readline.
 
     Raises:
-        EOFError: there is no more.
+        EOFError: the input has ended.
     """
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):

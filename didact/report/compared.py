@@ -1,4 +1,4 @@
-"""What the page of a comparison shows, read from its leaderboard."""
+"""Context of a comparison's page, read from its leaderboard."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from didact.evaluate.measures import BESIDE
 from didact.report import boards, comparison_plots, plots, runs, svg, words
 from didact.types import UserError
 
-PLACES = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
-UNTOUCHED = "untouched"
+REQUIRED = ("rows", "primary", "better", "budget", "seeds", "rates", "folds", "rules", "failures", "model", "data")
 EMBEDDED = "embedded example"
 DIAGNOSTICS = (
     "kl",
@@ -24,39 +23,38 @@ DIAGNOSTICS = (
     "distinct_2",
     "general_rise",
     "general_kl",
-)  # always shown: what a score alone hides
-TIMES = {
+)  # always shown: they reveal a collapse that the score alone hides
+PHASES = {
     "probes": "finding how many steps the budget allows",
     "search": "training in the search for a learning rate",
     "training": "training for the test",
     "scoring": "scoring",
-    "generation": "of all that, answers being generated",
+    "generation": "generating answers (included in the above)",
 }
-MAPPED = {("demo", "preference"): "completion=chosen"}  # records of one kind that read as another by --map
-WAYS = {"prefer": "preference", "answer": "answers", "forget": "forgetting", "text": "language modelling"}
+CONVERSIONS = {("demo", "preference"): "completion=chosen"}  # {(kind needed, kind given): --map that converts it}
 
 
 def told(root: Path) -> dict[str, Any]:
-    """Everything `compare.html` names.
+    """Return the context of `compare.html`.
 
     Raises:
         UserError: the folder holds no finished comparison.
     """
-    place = root / "leaderboard.json"
-    board = runs.read(place)
+    path = root / "leaderboard.json"
+    board = runs.read(path)
     if not isinstance(board, dict) or not board.get("rows"):
-        raise UserError(f"{place}: not a leaderboard of didact")
-    if missing := [name for name in PLACES if name not in board]:
-        raise UserError(f"{place}: not a leaderboard of didact: no {', '.join(missing)}")
+        raise UserError(f"{path}: not a leaderboard of didact")
+    if missing := [name for name in REQUIRED if name not in board]:
+        raise UserError(f"{path}: not a leaderboard of didact: no {', '.join(missing)}")
     rows = board["rows"]
     scales = _scales(board)
     metrics = list(dict.fromkeys(m for row in rows for m in row["metrics"]))
     metrics.sort(key=lambda name: name.endswith(BESIDE))
-    whole = boards.scored_only(board)
-    tried = len(rows) - (boards.reference(board) == boards.UNTOUCHED) + len(board["failures"])
+    score_only = boards.scored_only(board)
+    arm_count = len(rows) - (boards.reference(board) == boards.UNTOUCHED) + len(board["failures"])
     return {
-        "title": f"{tried} {'model' if whole else 'method'}{'' if tried == 1 else 's'} compared",
-        "whole": whole,
+        "title": f"{arm_count} {'model' if score_only else 'method'}{'' if arm_count == 1 else 's'} compared",
+        "whole": score_only,
         "reference": boards.reference(board),
         "board": board,
         "embedded": board["model"] == EMBEDDED,
@@ -66,10 +64,10 @@ def told(root: Path) -> dict[str, Any]:
         "rows": [_row(i, row, board, scales) for i, row in enumerate(rows)],
         "command": shlex.join(["didact", *map(str, board["argv"])]) if board.get("argv") else "",
         "budget": boards.budget(board),
-        "rulers": {which: comparison_plots.ruler(ends) for which, (ends, _) in scales.items()},
-        "quality": "" if whole else _quality(board),
+        "rulers": {column: comparison_plots.ruler(ends) for column, (ends, _) in scales.items()},
+        "quality": "" if score_only else _quality_plot(board),
         "strip": ""
-        if whole
+        if score_only
         else comparison_plots.strip(
             boards.named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]
         ),
@@ -80,61 +78,66 @@ def told(root: Path) -> dict[str, Any]:
         "meaning": board.get("meaning", {}),
         "samples": _samples(rows),
         "answered": _answered(rows),
-        "winner": _winner(root, board),
+        "winner": _best_arm(root, board),
         "folder": shlex.quote(str(root)),
-        "times": [(TIMES.get(name, name), seconds) for name, seconds in boards.times(board)],
+        "times": [(PHASES.get(name, name), seconds) for name, seconds in boards.times(board)],
     }
 
 
-# --- in pictures -----------------------------------------------------------------------------
+# --- plots and rows --------------------------------------------------------------------------
 
 
-Scale = tuple[tuple[float, float], dict[str, tuple[float, str]]]  # both ends, and the uprights in between
+Scale = tuple[
+    tuple[float, float], dict[str, tuple[float, str]]
+]  # both ends, and vertical reference lines `{name: (value, class)}`
 
 
 def _scales(board: Mapping[str, Any]) -> dict[str, Scale]:
-    """One scale for all rows of a column; that of scores holds the rules, those of differences 0."""
+    """One scale per column, shared by all rows; the scale of scores includes the rules, those of differences 0."""
     rows = board["rows"]
-    uprights = {
+    lines = {
         "score": _levels(board),
         "to_leader": {"the best": (0.0, "null")},
         "to_untouched": {boards.reference(board): (0.0, "null")},
     }
-    values = {w: [svg.number(row[w].get(end)) for row in rows for end in ("mean", "low", "high")] for w in uprights}
+    values = {
+        column: [svg.number(row[column].get(end)) for row in rows for end in ("mean", "low", "high")]
+        for column in lines
+    }
     return {
-        w: (comparison_plots.span(values[w] + [v for v, _ in levels.values()]), levels)
-        for w, levels in uprights.items()
+        column: (comparison_plots.span(values[column] + [v for v, _ in levels.values()]), levels)
+        for column, levels in lines.items()
     }
 
 
 def _levels(board: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """What a score is held against: the untouched model, and what rules without a model score."""
-    start = {r["arm"]: svg.number(r["score"]["mean"]) for r in board["rows"] if r["arm"] == boards.UNTOUCHED}
+    """Reference scores: those of the untouched model and of rules that need no model."""
+    untouched = {r["arm"]: svg.number(r["score"]["mean"]) for r in board["rows"] if r["arm"] == boards.UNTOUCHED}
     rules = {rule: svg.number(value) for rule, value in board["rules"].items()}
-    return {**{k: (v, "null") for k, v in start.items()}, **{k: (v, "least") for k, v in rules.items()}}
+    return {**{k: (v, "null") for k, v in untouched.items()}, **{k: (v, "least") for k, v in rules.items()}}
 
 
 def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: Mapping[str, Scale]) -> dict[str, Any]:
-    """A row of the leaderboard with its marks and words."""
-    full, alone = bool(row["tied"]), not any(r["tied"] for r in board["rows"][1:])
-    known = bool(boards.ends_of(row["to_leader"]))
-    standing = "unclear" if not known else "best" if not place and alone else "tied" if full else "behind"
+    """A row of the leaderboard with its plots and formatted numbers."""
+    tied, no_ties = bool(row["tied"]), not any(r["tied"] for r in board["rows"][1:])
+    has_interval = bool(boards.ends_of(row["to_leader"]))
+    standing = "unclear" if not has_interval else "best" if not place and no_ties else "tied" if tied else "behind"
     marks = {
-        which: comparison_plots.interval(
-            svg.number(row[which]["mean"]), boards.ends_of(row[which]), ends, levels, full, row["arm"]
+        column: comparison_plots.interval(
+            svg.number(row[column]["mean"]), boards.ends_of(row[column]), ends, levels, tied, row["arm"]
         )
-        for which, (ends, levels) in scales.items()
+        for column, (ends, levels) in scales.items()
     }
-    shown = {
-        which: {
-            "mean": words.number(row[which]["mean"], boards.ends_of(row[which]) or None),
-            "interval": words.interval(boards.ends_of(row[which])),
-            "holm": _p(row[which].get("holm")),
+    texts = {
+        column: {
+            "mean": words.number(row[column]["mean"], boards.ends_of(row[column]) or None),
+            "interval": words.interval(boards.ends_of(row[column])),
+            "holm": _p(row[column].get("holm")),
         }
-        for which in marks
+        for column in marks
     }
     return {
-        **row, "place": place + 1, "standing": standing, "marks": marks, "shown": shown,
+        **row, "place": place + 1, "standing": standing, "marks": marks, "shown": texts,
         "against": "" if row["arm"] == boards.reference(board) else boards.against(row, board),
         "spent": {unit: svg.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
         "off": f"{share:+.0%}" if (share := boards.off_budget(row, board)) else "",
@@ -142,19 +145,19 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
 
 
 def _p(value: float | None) -> str:
-    """A corrected p-value; nothing where there is none."""
+    """Format a corrected p-value; empty where there is none."""
     return "" if value is None else "p < .001" if value < 1e-3 else f"p = {value:.3f}".replace("0.", ".")
 
 
-def _quality(board: Mapping[str, Any]) -> Any:
-    """Primary score by cost, the untouched model and the rules as lines."""
+def _quality_plot(board: Mapping[str, Any]) -> Any:
+    """Plot the primary score by cost, with the untouched model and the rules as lines."""
     unit = board["budget"]["unit"]
     points = []
     for row in board["rows"]:
         low, high = boards.ends_of(row["score"]) or (math.nan, math.nan)
-        place = svg.number(row["cost"].get(unit)), svg.number(row["score"]["mean"])
+        position = svg.number(row["cost"].get(unit)), svg.number(row["score"]["mean"])
         if row["arm"] != boards.UNTOUCHED:
-            points.append(comparison_plots.Point(row["arm"], *place, low, high, bool(row["tied"])))
+            points.append(comparison_plots.Point(row["arm"], *position, low, high, bool(row["tied"])))
     label = {"tokens": "tokens used by teaching", "flops": "FLOP used by teaching", "seconds": "seconds of teaching"}[
         unit
     ]
@@ -163,25 +166,25 @@ def _quality(board: Mapping[str, Any]) -> Any:
 
 
 def _search(row: Mapping[str, Any], metric: str) -> Any:
-    """Tuning score by learning rate."""
-    found = sorted((float(rate), svg.number(score)) for rate, score in row["search"].items())
-    line = plots.Line(boards.named(metric), [rate for rate, _ in found], [score for _, score in found])
+    """Plot the tuning score by learning rate."""
+    points = sorted((float(rate), svg.number(score)) for rate, score in row["search"].items())
+    line = plots.Line(boards.named(metric), [rate for rate, _ in points], [score for _, score in points])
     return plots.chart([line], "learning rate", log=True, label=row["arm"], width=300, height=170)
 
 
 def _samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What every arm answered, prompt by prompt, beside what the records say."""
+    """The arms' answers by prompt, with the target from the records."""
     out: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         for s in row["samples"]:
             part, prompt = s.get("part", ""), str(s["prompt"])
-            asked = {"part": part, "prompt": prompt, "wanted": s.get("wanted", ""), "answers": []}
-            out.setdefault((part, prompt), asked)["answers"].append((row["arm"], s["answer"]))
+            sample = {"part": part, "prompt": prompt, "wanted": s.get("wanted", ""), "answers": []}
+            out.setdefault((part, prompt), sample)["answers"].append((row["arm"], s["answer"]))
     return list(out.values())
 
 
 def _answered(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """By part and arm, how many of all sampled answers are those of the records."""
+    """Count the sampled answers that equal those of the records, by part and arm."""
     out: dict[str, dict[str, str]] = {}
     for row in rows:
         for part, count in row.get("answered", {}).items():
@@ -189,24 +192,26 @@ def _answered(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     return out
 
 
-# --- taking the winner -----------------------------------------------------------------------
+# --- the best arm ----------------------------------------------------------------------------
 
 
-def _winner(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How to teach the best arm again on all records, and how to load what was saved of it."""
+def _best_arm(root: Path, board: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The command that trains the best arm again on all records, and the lines that load its saved model."""
     row = next((row for row in board["rows"] if row["arm"] != boards.UNTOUCHED), None)
     if row is None or not row["steps"]:
         return None
-    place = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
-    forms = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}
-    forms = {"adapter_config.json": "peft: opens in PEFT, vLLM and didact.load"} | forms
-    how = next((said for name, said in forms.items() if (place / name).exists()), "didact: opens in didact.load")
-    lines = runs.load_lines(root, f"models/{place.name}", how) if place.is_dir() else None
+    folder = root / "models" / re.sub(r"[^A-Za-z0-9.+-]", "_", row["arm"])
+    openers = {"config.json": "hf: opens in transformers, vLLM, lm-eval and didact.load"}
+    openers = {"adapter_config.json": "peft: opens in PEFT, vLLM and didact.load"} | openers
+    description = next(
+        (opens for name, opens in openers.items() if (folder / name).exists()), "didact: opens in didact.load"
+    )
+    lines = runs.load_lines(root, f"models/{folder.name}", description) if folder.is_dir() else None
     return {"arm": row["arm"], "command": _command(row, board), "load": lines, "seed": board["seeds"][0]}
 
 
 def _command(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
-    """The run that teaches this arm with what the search chose; nothing where its records were made from others."""
+    """The `didact run` command of this arm at the rate and steps found; empty if its records were made from others."""
     name, options, fit = next(
         (a[:3] for a in board.get("identity", {}).get("arms", ()) if a[0] == row["arm"]), (None, {}, {})
     )
@@ -214,26 +219,26 @@ def _command(row: Mapping[str, Any], board: Mapping[str, Any]) -> str:
     entry = catalogue.read().get(method)
     if entry is None or board["model"] == EMBEDDED:
         return ""
-    said: list[str] = ["didact", "run", f"{method}:{preset}" if preset else method]
+    argv: list[str] = ["didact", "run", f"{method}:{preset}" if preset else method]
     kinds = [need["kind"] for need in entry["needs"].values()]
     for parameter, need in entry["needs"].items():
         flag = f"--{parameter.replace('_', '-')}"
-        given = {n: d["path"] for n, d in board["data"].items() if n == parameter or kinds.count(need["kind"]) == 1}
-        fits = {n: p for n, p in given.items() if n in (parameter, need["kind"])}
-        turned = {n: MAPPED[need["kind"], n] for n in given if (need["kind"], n) in MAPPED}
+        sources = {n: d["path"] for n, d in board["data"].items() if n == parameter or kinds.count(need["kind"]) == 1}
+        direct = {n: p for n, p in sources.items() if n in (parameter, need["kind"])}
+        converted = {n: CONVERSIONS[need["kind"], n] for n in sources if (need["kind"], n) in CONVERSIONS}
         if need["kind"] == "model":
-            said += [flag, str(board["model"])]
-        elif fits:
-            said += [flag, str(fits.get(parameter) or next(iter(fits.values())))]
-        elif turned:
-            source, fields = next(iter(turned.items()))
-            said += [flag, str(given[source]), "--map", fields]
+            argv += [flag, str(board["model"])]
+        elif direct:
+            argv += [flag, str(direct.get(parameter) or next(iter(direct.values())))]
+        elif converted:
+            source, fields = next(iter(converted.items()))
+            argv += [flag, str(sources[source]), "--map", fields]
         elif need["required"]:
             return ""
-    set_by = entry["presets"].get(preset, {})
-    own = {k: v for k, v in options.items() if set_by.get(k, ...) != v}
-    own |= {k: v for k, v in fit.items() if set_by.get(f"fit.{k}", ...) != v}
+    preset_values = entry["presets"].get(preset, {})
+    changed = {k: v for k, v in options.items() if preset_values.get(k, ...) != v}
+    changed |= {k: v for k, v in fit.items() if preset_values.get(f"fit.{k}", ...) != v}
     chosen = {"lr": row["lr"], "steps": row["steps"]}
-    for option, value in (own | {k: v for k, v in chosen.items() if v is not None}).items():
-        said += [f"--{option.replace('_', '-')}", *map(words.typed, value if isinstance(value, list) else [value])]
-    return shlex.join([*said, "--seed", str(board["seeds"][0]), "--out", f"runs/{method}"])
+    for option, value in (changed | {k: v for k, v in chosen.items() if v is not None}).items():
+        argv += [f"--{option.replace('_', '-')}", *map(words.typed, value if isinstance(value, list) else [value])]
+    return shlex.join([*argv, "--seed", str(board["seeds"][0]), "--out", f"runs/{method}"])

@@ -1,4 +1,4 @@
-"""What is told of a method that was called from Python: its numbers and samples, and a result.json as a run has it."""
+"""Report on a method called from Python: its metrics and samples, and a result.json like that of a run."""
 
 from __future__ import annotations
 
@@ -15,78 +15,90 @@ from didact.report import page, tables
 from didact.types import Call, Metric, Record, Result, Text, UserError
 from didact.verbs import procedures, provenance, running
 
-FLATTERED = "scored on the records it was trained on, which flatters it: result.evaluate(NAME=held_out) does not"
+TRAINING_RECORDS = "scored on the records it was trained on, which flatters it: result.evaluate(NAME=held_out) does not"
 
 
 def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str, Metric]:
-    """Numbers before and after by the method's protocols, on these records, else on those it was called with."""
-    call = _call(result)
+    """Metrics before and after by the method's protocols, on `records` if given, else on those it was called with."""
+    call = _require_call(result)
     entry, model = catalogue.entry(call.method), result.models.get("model")
     scoring = _scoring(call, records)
-    used = [protocols.named(n) for n in entry["protocol"] if scoring and running.scored_by(n, scoring.records)]
+    applicable = [protocols.named(n) for n in entry["protocol"] if scoring and running.scored_by(n, scoring.records)]
     if scoring and entry["answers"] and result.predict:
-        if used:
+        if applicable:
             procedures.told(entry, call.arguments["model"], result, scoring)
         return vars(result).get("metrics", {})
-    if scoring is None or not isinstance(model, Model) or not used:
+    if scoring is None or not isinstance(model, Model) or not applicable:
         return {}
-    out = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
-    flattering = not records and any(p.kind and name not in p.scored for p in used for name in scoring.records)
-    told = [FLATTERED] * flattering + [text for protocol in used for text in protocol.warns(out)] + _doubts(call)
-    result.warnings += [text for text in told if text not in result.warnings]
-    return out
+    numbers = measures.metrics(running.scored(entry, scoring.start, scoring), running.scored(entry, model, scoring))
+    on_training_records = not records and any(
+        p.kind and name not in p.scored for p in applicable for name in scoring.records
+    )
+    warnings = (
+        [TRAINING_RECORDS] * on_training_records
+        + [text for protocol in applicable for text in protocol.warns(numbers)]
+        + _plan_warnings(call)
+    )
+    result.warnings += [text for text in warnings if text not in result.warnings]
+    return numbers
 
 
-def _doubts(call: Call) -> list[str]:
-    """That the plan could hardly move the model, where it could not; of documents the method says what a row is."""
+def _plan_warnings(call: Call) -> list[str]:
+    """Warn if the plan can hardly move the model; not for documents, whose number of rows depends on the method."""
     fit, model = call.arguments.get("fit"), call.arguments.get("model")
-    first = next((rows for name, rows in call.arguments.items() if name != "model" and isinstance(rows, Sequence)), ())
-    if fit is None or not isinstance(model, Model) or not first or not isinstance(first[0], Record):
+    records = next(
+        (rows for name, rows in call.arguments.items() if name != "model" and isinstance(rows, Sequence)), ()
+    )
+    if fit is None or not isinstance(model, Model) or not records or not isinstance(records[0], Record):
         return []
-    doubt = "" if isinstance(first[0], Text) else rates.told(model, fit, len(first))
-    return [f"{doubt} (didact.fit_for gives the rate for its size)"] * bool(doubt)
+    warning = "" if isinstance(records[0], Text) else rates.told(model, fit, len(records))
+    return [f"{warning} (didact.fit_for gives the rate for its size)"] * bool(warning)
 
 
 def _scoring(call: Call, records: Mapping[str, Sequence[Record]]) -> Scoring | None:
-    """What the method's protocols score on; None where it had no model here."""
+    """Records and settings that the method's protocols score with; None if it was called without a local model."""
     entry, start = catalogue.entry(call.method), call.arguments.get("model")
     needs, answers = entry["needs"], entry["answers"]
     if start is None or not (isinstance(start, Model) or answers):
         return None
-    given = {name: call.arguments[name] for name in needs if name != "model" and call.arguments.get(name)}
-    if answers:  # those it is to answer, where the answer is known
-        given = {
-            n: [r for r in rows if getattr(r, "completion", None) != ""] for n, rows in given.items() if n == answers
+    called_with = {name: call.arguments[name] for name in needs if name != "model" and call.arguments.get(name)}
+    if answers:  # the records to answer, where a gold answer exists
+        called_with = {
+            n: [r for r in rows if getattr(r, "completion", None) != ""]
+            for n, rows in called_with.items()
+            if n == answers
         }
-    kinds = {need["kind"]: name for name, need in needs.items()}
-    if wrong := [name for name in records if name not in (*needs, *kinds)]:
-        raise UserError(f"{call.method} has no records {wrong[0]}: give {', '.join(given)}")
-    other = {name if name in needs else kinds[name]: rows for name, rows in records.items()}
+    name_by_kind = {need["kind"]: name for name, need in needs.items()}
+    if unknown := [name for name in records if name not in (*needs, *name_by_kind)]:
+        raise UserError(f"{call.method} takes no records named {unknown[0]}: give {', '.join(called_with)}")
+    others = {name if name in needs else name_by_kind[name]: rows for name, rows in records.items()}
     end = None if isinstance(start, Model) else False
-    scored = {name: rows for name, rows in (given | other).items() if rows}
+    scored = {name: rows for name, rows in (called_with | others).items() if rows}
     return Scoring(records=scored, start=start, seed=_seed(call), options=_options(call), end=end)
 
 
 def _samples(result: Result) -> list[dict[str, str]]:
-    """Answers before and after to a few of the records, where the result has none of its own."""
-    call = _call(result)
+    """Answers before and after to a few of the records, for a result that has no samples."""
+    call = _require_call(result)
     scoring, model = _scoring(call, {}), result.models.get("model")
     if scoring is None or not isinstance(model, Model) or model.kind == "encoder":
         return []
     names = catalogue.entry(call.method)["protocol"]
-    used = [protocols.named(n) for n in names if running.scored_by(n, scoring.records)]
-    parts = {name: rows for name, rows in scoring.records.items() if hasattr(rows[0], "prompt")}
-    asked = protocols.drawn(used[0], scoring, parts, tables.SAMPLES) if used else []
-    sides = [one.answer([a.prompt for a in asked]) if asked else [] for one in (scoring.start, model)]
-    return [a._asdict() | {"before": was, "after": now} for a, was, now in zip(asked, *sides, strict=True)]
+    applicable = [protocols.named(n) for n in names if running.scored_by(n, scoring.records)]
+    prompted = {name: rows for name, rows in scoring.records.items() if hasattr(rows[0], "prompt")}
+    questions = protocols.drawn(applicable[0], scoring, prompted, tables.SAMPLES) if applicable else []
+    answers = [lm.answer([q.prompt for q in questions]) if questions else [] for lm in (scoring.start, model)]
+    return [
+        q._asdict() | {"before": before, "after": after} for q, before, after in zip(questions, *answers, strict=True)
+    ]
 
 
 def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
-    """What result.json says of it; numbers that nobody asked for yet are not made."""
-    call = _call(result)
+    """Return the content of result.json; metrics that were not computed yet are left out."""
+    call = _require_call(result)
     entry, start = catalogue.entry(call.method), call.arguments.get("model")
     fit = call.arguments.get("fit")
-    shown = registry.flatten(_options(call)) | ({k: v for k, v in vars(fit).items() if k != "folder"} if fit else {})
+    options = registry.flatten(_options(call)) | ({k: v for k, v in vars(fit).items() if k != "folder"} if fit else {})
     records = {n: {"path": "given in Python", "records": len(v)} for n, v in call.arguments.items()
                if n in entry["needs"] and n != "model" and v}  # fmt: skip
     model = None
@@ -94,7 +106,7 @@ def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
         model = {"path": start.base or "given in Python", "fingerprint": start.fingerprint()}
     return {
         "schema": provenance.SCHEMA, "status": "done", "verb": "run", "method": call.method, "preset": None, "argv": [],
-        "options": {k: {"value": files.plain(v), "from": "Python"} for k, v in shown.items()},
+        "options": {k: {"value": files.plain(v), "from": "Python"} for k, v in options.items()},
         "model": model,
         "data": records, "metrics": vars(result).get("metrics", {}), "findings": result.findings, "cost": result.cost,
         "files": dict(written), "warnings": result.warnings, "versions": provenance.versions(),
@@ -118,15 +130,15 @@ def report(result: Result, folder: str | Path | None) -> None:
         console.print(f"page: {page.write(folder)}")
 
 
-def _call(result: Result) -> Call:
+def _require_call(result: Result) -> Call:
     if result.call is None:
-        raise UserError("this result is not that of a method called from Python")
+        raise UserError("this result does not come from a method called from Python")
     return result.call
 
 
 def _options(call: Call) -> dict[str, Any]:
-    own = {option["name"] for option in catalogue.entry(call.method)["options"]}
-    return {name: value for name, value in call.arguments.items() if name in own}
+    names = {option["name"] for option in catalogue.entry(call.method)["options"]}
+    return {name: value for name, value in call.arguments.items() if name in names}
 
 
 def _seed(call: Call) -> int:

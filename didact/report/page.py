@@ -1,7 +1,7 @@
-"""One self-contained HTML page per run, comparison, claim and scoreboard: no script, no network.
+"""Write one self-contained HTML page per run, comparison, plan, claim and scoreboard: no script, no network.
 
-What a model wrote, and whatever else comes out of a file, is untrusted: the templates escape everything but our own
-SVG (which escapes what it is given), and the page's policy lets a browser load nothing at all.
+Model output, and everything else read from files, is untrusted: the templates escape everything but our own SVG
+(which escapes its texts itself), and the page's content security policy forbids a browser to load anything.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from didact import files
 from didact.report import boards, cards, compared, plans, runs, tables, words
 from didact.types import UserError
 
-MADE = '<meta name="generator" content="didact">'
+GENERATOR = '<meta name="generator" content="didact">'
 FOLDERS: Mapping[str, tuple[str, str, Callable[[Path], dict[str, Any]]]] = {
     "result.json": ("report.html", "run.html", runs.told),
     "leaderboard.json": ("report.html", "compare.html", compared.told),
     "plan.json": ("report.html", "plan.html", plans.told),
 }
-"""`{file that marks a folder: (page written into it, template, what the template shows)}`."""
+"""`{file that identifies the kind of folder: (page to write, template, function that reads its context)}`."""
 
 
 def write(folder: str | Path) -> Path:
-    """Write the page of what `folder` holds, and return its path.
+    """Write the page for `folder`, and return its path.
 
-    A run or a comparison gets `report.html`; a claim's card, `METHOD.json`, gets `METHOD.html` beside it; a scoreboard
-    gets `index.html` and the pages of its cards.
+    A run, comparison or plan gets `report.html`; a claim's card, `METHOD.json`, gets `METHOD.html` beside it; a
+    scoreboard folder gets `index.html` and a page for each of its cards.
 
     Raises:
-        UserError: there is nothing to show, or the run or comparison is not finished.
+        UserError: the folder has nothing to show, or its run or comparison is not finished.
     """
     root = Path(folder)
     if root.is_file():
-        up = "./index.html" if root.with_name("index.html").exists() else ""
-        return _put(root.with_suffix(".html"), "claim.html", cards.told(root) | {"up": up})
+        scoreboard = "./index.html" if root.with_name("index.html").exists() else ""
+        return _render(root.with_suffix(".html"), "claim.html", cards.told(root) | {"up": scoreboard})
     if not root.is_dir():
         raise UserError(
             f"{folder}: no such folder; give the --out folder of a run or comparison, or a scoreboard folder"
         )
-    for mark, (name, template, shown) in FOLDERS.items():
+    for mark, (name, template, context_of) in FOLDERS.items():
         if (root / mark).exists():
-            return _put(root / name, template, shown(root))
+            return _render(root / name, template, context_of(root))
     if (root / "comparison.json").exists():
-        raise UserError(f"{root}: the comparison is not finished: repeat its command, which goes on where it stopped")
-    found = [path for path in sorted(root.glob("*.json")) if cards.is_card(runs.read(path))]
-    if not found:
+        raise UserError(f"{root}: the comparison is not finished: run its command again to resume it")
+    card_paths = [path for path in sorted(root.glob("*.json")) if cards.is_card(runs.read(path))]
+    if not card_paths:
         raise UserError(
             f"{folder}: neither a run (no result.json) nor a comparison (no leaderboard.json) nor a scoreboard "
             "(no claim's card)"
         )
-    claims = {path.with_suffix(".html"): cards.told(path) for path in found}
-    for path, told in claims.items():
-        _put(path, "claim.html", told | {"up": "./index.html"})
+    claims = {path.with_suffix(".html"): cards.told(path) for path in card_paths}
+    for path, context in claims.items():
+        _render(path, "claim.html", context | {"up": "./index.html"})
     real = {path.stem: cards.told(path) for path in sorted((root / "real").glob("*.json"))}
-    for name, told in real.items():
-        _put(root / "real" / f"{name}.html", "claim.html", told | {"up": "../index.html"})
-    return _put(root / "index.html", "scoreboard.html", cards.board(claims, real))
+    for name, context in real.items():
+        _render(root / "real" / f"{name}.html", "claim.html", context | {"up": "../index.html"})
+    return _render(root / "index.html", "scoreboard.html", cards.board(claims, real))
 
 
-def _put(path: Path, template: str, shown: Mapping[str, Any]) -> Path:
+def _render(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     import jinja2
 
     env = jinja2.Environment(
@@ -72,10 +72,12 @@ def _put(path: Path, template: str, shown: Mapping[str, Any]) -> Path:
         "many": words.many, "duration": words.duration, "named": boards.named,
     }  # fmt: skip
     env.tests["estimate"] = words.is_estimate
-    if path.exists() and not (path.is_file() and MADE in path.read_text(encoding="utf-8", errors="replace")[:1000]):
-        raise UserError(f"{path}: not a page that didact wrote, and not replaced: move it")
-    text = env.get_template(template).render(reading=tables.ARROWS, **shown)
-    with files.new_file(path) as beside:
-        # A half surrogate pair, which JSON can hold and UTF-8 cannot, must not stop the page.
-        beside.write_text(text, encoding="utf-8", errors="replace")
+    if path.exists() and not (
+        path.is_file() and GENERATOR in path.read_text(encoding="utf-8", errors="replace")[:1000]
+    ):
+        raise UserError(f"{path}: didact did not write this file and does not overwrite it: move it away")
+    text = env.get_template(template).render(reading=tables.ARROWS, **context)
+    with files.new_file(path) as temporary:
+        # JSON can hold a lone surrogate, which UTF-8 cannot encode: replace it rather than fail.
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return path

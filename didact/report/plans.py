@@ -1,4 +1,4 @@
-"""What is told of a plan: in the terminal, and on its page."""
+"""A plan as text: in the terminal, and on its page."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rich.table import Table
 from didact.report import drawing, runs, words
 from didact.types import UserError
 
-NEEDED = ("model", "cluster", "best", "rows", "counts", "why", "groups", "figures")
-GROUPS = {"tp": "tensor parallel", "dp": "copies", "pp": "pipeline"}
+REQUIRED = ("model", "cluster", "best", "rows", "counts", "why", "groups", "figures")
+GROUP_NAMES = {"tp": "tensor parallel", "dp": "data parallel", "pp": "pipeline"}
 COLUMNS = ("pp", "dp", "tp", "micro", "recompute", "zero", "s a step", "TFLOP/s a GPU", "MFU", "idle", "GiB a GPU")
 
 
 def show(plan: Mapping[str, Any], console: Console) -> None:
-    """The plan in the terminal."""
+    """Print the plan in the terminal."""
     for line in lead(plan):
         console.print(line)
     table = Table(box=None, pad_edge=False)
@@ -36,24 +36,25 @@ def show(plan: Mapping[str, Any], console: Console) -> None:
 
 
 def lead(plan: Mapping[str, Any]) -> list[str]:
-    """The model, the cluster, and what was looked at."""
+    """Lines on the model, the cluster, and the layouts that were searched."""
     model, cluster, counts = plan["model"], plan["cluster"], plan["counts"]
     best = plan["best"]
-    found = f"layouts: {counts['fit']:,} fit, {counts['too_large']:,} too large, {counts['illegal']:,} not legal"
+    layouts = f"layouts: {counts['fit']:,} fit, {counts['too_large']:,} too large, {counts['illegal']:,} not legal"
     if not plan["fits"]:
-        held = best["memory_bytes"] / 2**30
-        found += f": the smallest takes {held:,.1f} GiB of {cluster['memory'] / 2**30:,.1f} (take more GPUs)"
+        needed = best["memory_bytes"] / 2**30
+        layouts += f": the smallest takes {needed:,.1f} GiB of {cluster['memory'] / 2**30:,.1f} (take more GPUs)"
     return [
         f"{model['name'] or 'model'}: {model['parameters']:,} parameters ({model['layers']} layers, "
-        f"{model['hidden']} wide, {model['heads']} heads, {model['vocab']:,} entries), {model['context']} tokens a row",
+        f"{model['hidden']} wide, {model['heads']} heads, vocabulary {model['vocab']:,}), "
+        f"{model['context']} tokens a row",
         f"{cluster['gpus']:,} GPUs, {cluster['gpus_per_node']} a node: {cluster['memory'] / 2**30:,.1f} GiB, "
         f"{cluster['peak'] / 1e12:g} TFLOP/s at {cluster['efficiency']:.3g}; batch {plan['batch']:,}",
-        found,
+        layouts,
     ]
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """A layout as a row of the table."""
+    """The cells of a layout's row in the table."""
     layout = row["layout"]
     stages = f"{layout['pp']}x{layout['chunks']}" if layout["chunks"] > 1 else str(layout["pp"])
     return [
@@ -64,40 +65,41 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def facts(plan: Mapping[str, Any]) -> list[str]:
-    """What follows from the best layout: groups, traffic, the whole run, and a measured step."""
-    sent = plan["traffic"]
-    out = [
-        f"{GROUPS[name]}: {groups:,} group{'s' * (groups != 1)}, "
-        f"{f'{cross:,} across nodes' if cross else 'inside nodes'}; {sent[name] / 2**30:,.2f} GiB a GPU and step"
-        for name, (groups, cross) in plan["groups"].items()
+    """Lines on what follows from the best layout: groups, traffic, the whole run, and a measured step."""
+    traffic = plan["traffic"]
+    lines = [
+        f"{GROUP_NAMES[name]}: {groups:,} group{'s' * (groups != 1)}, "
+        f"{f'{across_nodes:,} across nodes' if across_nodes else 'inside nodes'}; "
+        f"{traffic[name] / 2**30:,.2f} GiB a GPU and step"
+        for name, (groups, across_nodes) in plan["groups"].items()
         if plan["best"]["layout"][name] > 1
     ]
     if run := plan.get("run"):
         cost = f", cost {run['cost']:,.0f}" if "cost" in run else ""
-        grown = f" (batch from {run['ramp'][0]} in steps of {run['ramp'][1]})" if run["ramp"] else ""
-        out.append(
-            f"{run['tokens'] / 1e9:,.4g} billion tokens: {run['steps']:,} steps{grown}, "
+        ramp = f" (batch from {run['ramp'][0]} in steps of {run['ramp'][1]})" if run["ramp"] else ""
+        lines.append(
+            f"{run['tokens'] / 1e9:,.4g} billion tokens: {run['steps']:,} steps{ramp}, "
             f"{run['seconds'] / 86400:,.1f} days, {run['gpu_hours']:,.0f} GPU hours{cost}"
         )
     if m := plan.get("measured"):
-        out.append(
+        lines.append(
             f"measured {m['seconds']:g} s a step with {m['layout']}: {m['rate'] / 1e12:.1f} TFLOP/s a GPU "
             f"({m['model_rate'] / 1e12:.1f} without recomputation, MFU {m['mfu']:.1%}); "
             f"matrix products at {m['efficiency']:.3f} of the peak"
         )
-    return out
+    return lines
 
 
 def told(root: Path) -> dict[str, Any]:
-    """Everything `plan.html` names.
+    """Return the context of `plan.html`.
 
     Raises:
-        UserError: the file is no plan of didact.
+        UserError: the file is not a plan of didact.
     """
-    place = root / "plan.json"
-    plan = runs.read(place)
-    if not isinstance(plan, dict) or any(name not in plan for name in NEEDED):
-        raise UserError(f"{place}: not a plan of didact")
+    path = root / "plan.json"
+    plan = runs.read(path)
+    if not isinstance(plan, dict) or any(name not in plan for name in REQUIRED):
+        raise UserError(f"{path}: not a plan of didact")
     try:
         best = plan["best"]
         return {
@@ -108,4 +110,4 @@ def told(root: Path) -> dict[str, Any]:
             "pictures": [(str(f["title"]), drawing.draw(f), str(f["note"])) for f in plan["figures"]],
         }  # fmt: skip
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise UserError(f"{place}: not a plan of didact ({error}); repeat its command") from None
+        raise UserError(f"{path}: not a plan of didact ({error}); run its command again") from None

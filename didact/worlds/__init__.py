@@ -1,1 +1,1 @@
-"""Generators of records whose truth is known exactly."""
+"""Synthetic worlds: generators of records whose ground truth is known exactly."""

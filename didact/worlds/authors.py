@@ -1,4 +1,4 @@
-"""Invented authors: facts that stand nowhere else, so that what a model knows of them is what it was taught."""
+"""Invented authors: facts that occur nowhere else, so a model knows of them only what it was taught."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ LAST = "Kolt Brandis Ferro Lindqvist Marrow Osei Petrov Quist Rask Sorel Thorne 
 
 @dataclass(frozen=True)
 class Authors:
-    """One draw of the world, by what each part is for.
+    """One draw of the world, split by purpose.
 
-    `forget` must go; `retain` may be trained on while it goes; `unseen` is known by the full model
-    and stays out of unlearning, so it measures utility; `holdout` is told to no model.
+    `forget` is to be unlearned; `retain` may be trained on meanwhile; `unseen` is known to the full model but not used
+    in unlearning, so it measures utility; `holdout` is shown to no model.
     """
 
     forget: list[Demo]
@@ -56,16 +56,16 @@ class Authors:
 
 
 def authors(seed: int, forget: int = 2, retain: int = 12, unseen: int = 4, holdout: int = 2, wrong: int = 5) -> Authors:
-    """Draw authors with ten facts each; every record has `wrong` wrong answers of the same sort."""
+    """Draw authors with ten facts each; every record has `wrong` wrong answers of the same kind."""
     draw = np.random.default_rng([seed, 4242])
     names = [f"{a} {b}" for a in FIRST for b in LAST]
-    chosen = [names[i] for i in draw.permutation(len(names))[: forget + retain + unseen + holdout]]
+    drawn = [names[i] for i in draw.permutation(len(names))[: forget + retain + unseen + holdout]]
     records: list[list[Demo]] = []
-    for name in chosen:
-        facts = []
+    for name in drawn:
+        demos = []
         for key, question in QUESTIONS.items():
             values = [VALUES[key][i] for i in draw.permutation(len(VALUES[key]))[: 1 + wrong]]
-            facts.append(
+            demos.append(
                 Demo(
                     prompt=question.format(name),
                     completion=values[0],
@@ -74,7 +74,7 @@ def authors(seed: int, forget: int = 2, retain: int = 12, unseen: int = 4, holdo
                     extra={"fact": key},
                 )
             )
-        records.append(facts)
-    cuts = np.cumsum([0, forget, retain, unseen, holdout])
-    parts = [[r for author in records[a:b] for r in author] for a, b in itertools.pairwise(cuts)]
+        records.append(demos)
+    bounds = np.cumsum([0, forget, retain, unseen, holdout])
+    parts = [[r for author in records[a:b] for r in author] for a, b in itertools.pairwise(bounds)]
     return Authors(*parts)

@@ -1,8 +1,8 @@
-"""Random formal languages, and prompts that show strings of one: what comes next is known exactly.
+"""Random formal languages, and prompts that show strings of one: the distribution of the next symbol is known exactly.
 
-A language is a probabilistic automaton without end: every state has a few symbols, all equally likely, and each leads
-to another state. `Languages.automata` draws different ones (equal languages are found by their minimal automata),
-`prompts` writes strings of them, `records` gives those with their automaton, as a user would bring them.
+A language is a probabilistic automaton without final states: every state allows a few symbols, all equally likely, and
+each leads to another state. `Languages.automata` draws different languages (compared by their minimal automata),
+`prompts` samples strings of them as tokens, `records` as user-facing records together with their automata.
 
 Source: Akyurek, Wang, Kim, Andreas 2024, arXiv:2401.12973, section 3 and appendix.
 """
@@ -25,15 +25,15 @@ Bounds = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Languages:
-    """What languages are drawn; all bounds belong to the range. The official code draws 1 to 3 edges.
+    """The distribution of languages; bounds are inclusive. The official code draws 1 to 3 edges.
 
     Args:
-        symbols: V, of which a language uses some.
-        states: of a language, before equal ones are merged.
-        edges: symbols that can follow in a state.
-        alphabet: symbols a language uses.
-        strings: in a prompt.
-        length: of a string.
+        symbols: V, number of symbols, of which a language uses some.
+        states: number of states of a language, before equivalent ones are merged.
+        edges: number of symbols that can follow in a state.
+        alphabet: number of symbols that a language uses.
+        strings: number of strings in a prompt.
+        length: of a string, in symbols.
     """
 
     symbols: int = 18
@@ -49,45 +49,45 @@ class Languages:
         return self.symbols
 
     def automata(self, seed: Sequence[int], count: int, without: Collection[bytes] = ()) -> Table:
-        """So many different languages `(count, S, V)` as minimal automata, none of those `without` (`automata.marks`).
+        """`count` different languages as minimal automata `(count, S, V)`, excluding `without` (see `automata.marks`).
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: fewer different languages were found.
         """
         rng = np.random.default_rng(list(seed))
-        known, found = set(without), list[Table]()
+        marks, tables = set(without), list[Table]()
         for _ in range(100):
-            drawn = automata.minimal(self._drawn(rng, max(64, count - len(found))))
-            for mark, each in zip(automata.marks(drawn), drawn, strict=True):
-                if mark not in known:
-                    known.add(mark)
-                    found.append(each)
-            if len(found) >= count:
-                return np.stack(found[:count])
-        raise ValueError(f"no {count} different languages: {len(found)} were found")
+            drawn = automata.minimal(self._drawn(rng, max(64, count - len(tables))))
+            for mark, table in zip(automata.marks(drawn), drawn, strict=True):
+                if mark not in marks:
+                    marks.add(mark)
+                    tables.append(table)
+            if len(tables) >= count:
+                return np.stack(tables[:count])
+        raise ValueError(f"no {count} different languages: {len(tables)} were found")
 
     def prompts(self, tables: Table, seed: Sequence[int]) -> Table:
-        """A prompt of every automaton, `(B, T)` tokens, V + 1 behind the end of shorter ones."""
+        """A prompt for every automaton, tokens `(B, T)`; shorter prompts are padded with V + 1."""
         rng = np.random.default_rng(list(seed))
         rows, count = np.arange(len(tables)), len(tables)
-        left = rng.integers(self.strings[0], self.strings[1] + 1, count)
-        room = rng.integers(self.length[0], self.length[1] + 1, count)
-        state, out = np.zeros(count, dtype=np.int64), []
-        while (left > 0).any():
+        strings_left = rng.integers(self.strings[0], self.strings[1] + 1, count)
+        symbols_left = rng.integers(self.length[0], self.length[1] + 1, count)
+        state, tokens = np.zeros(count, dtype=np.int64), []
+        while (strings_left > 0).any():
             edges = tables[rows, state]
-            # A uniform number for each possible symbol; the largest is taken.
+            # Draw a uniform number for each allowed symbol and take the largest.
             symbol = np.where(edges >= 0, rng.random(edges.shape), -1.0).argmax(1)
-            between, going = room == 0, left > 0
-            out.append(np.where(~going, self.symbols + 1, np.where(between, self.symbols, symbol)))
-            state = np.where(between, 0, edges[rows, symbol])
-            fresh = rng.integers(self.length[0], self.length[1] + 1, count)
-            last = (room == 1) & going
-            left = np.where(last, left - 1, left)
-            room = np.where(between, fresh, room - 1)
-        return np.stack(out, 1)
+            at_separator, unfinished = symbols_left == 0, strings_left > 0
+            tokens.append(np.where(~unfinished, self.symbols + 1, np.where(at_separator, self.symbols, symbol)))
+            state = np.where(at_separator, 0, edges[rows, symbol])
+            new_lengths = rng.integers(self.length[0], self.length[1] + 1, count)
+            string_ends = (symbols_left == 1) & unfinished
+            strings_left = np.where(string_ends, strings_left - 1, strings_left)
+            symbols_left = np.where(at_separator, new_lengths, symbols_left - 1)
+        return np.stack(tokens, 1)
 
     def records(self, seed: Sequence[int], count: int, without: Collection[bytes] = ()) -> list[Text]:
-        """Prompts of different languages as text, `a b | b a a`, each with its automaton in `metadata`."""
+        """Prompts for different languages as text, `a b | b a a`, each with its automaton in `metadata`."""
         tables = self.automata(seed, count, without)
         words = [*LETTERS[: self.symbols], "|"]
         return [
@@ -101,32 +101,32 @@ class Languages:
         ]
 
     def _drawn(self, rng: np.random.Generator, count: int) -> Table:
-        """Automata before they are trimmed: states that cannot be reached have edges too."""
+        """Automata before minimisation: unreachable states have edges too."""
         size = self.states[1]
         states = rng.integers(self.states[0], size + 1, count)
         letters = _first(
             rng, np.ones((count, self.symbols), dtype=bool), rng.integers(self.alphabet[0], self.alphabet[1] + 1, count)
         )
-        out = np.full((count, size, self.symbols), -1)
+        tables = np.full((count, size, self.symbols), -1)
         for state in range(size):
-            others = (np.arange(size) < states[:, None]) & (np.arange(size) != state)
-            most = np.minimum(letters.sum(1), states - 1)
-            edges = np.minimum(rng.integers(self.edges[0], self.edges[1] + 1, count), most)
-            symbol, target = _first(rng, letters, edges), _shuffled(rng, others)
-            place = symbol.cumsum(1) - 1
-            leads = np.take_along_axis(target, np.maximum(place, 0), 1)
-            out[:, state] = np.where(symbol & (state < states)[:, None], leads, -1)
-        return out
+            other_states = (np.arange(size) < states[:, None]) & (np.arange(size) != state)
+            limit = np.minimum(letters.sum(1), states - 1)
+            edges = np.minimum(rng.integers(self.edges[0], self.edges[1] + 1, count), limit)
+            allowed, targets = _first(rng, letters, edges), _shuffled(rng, other_states)
+            rank = allowed.cumsum(1) - 1
+            next_state = np.take_along_axis(targets, np.maximum(rank, 0), 1)
+            tables[:, state] = np.where(allowed & (state < states)[:, None], next_state, -1)
+        return tables
 
 
 def _shuffled(rng: np.random.Generator, of: NDArray[np.bool_]) -> Table:
-    """The true columns of every row in random order, before the others."""
+    """Column indices of every row: those of true columns first, in random order."""
     order: Table = np.where(of, rng.random(of.shape), 2.0).argsort(1)
     return order
 
 
 def _first(rng: np.random.Generator, of: NDArray[np.bool_], count: Table) -> NDArray[np.bool_]:
-    """So many of the true columns of every row, at random."""
+    """Select `count` random true columns of every row."""
     out = np.zeros_like(of)
     np.put_along_axis(out, _shuffled(rng, of), np.arange(of.shape[1]) < count[:, None], 1)
     return out

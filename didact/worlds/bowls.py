@@ -1,5 +1,5 @@
-"""Tuning problems of a family: two integer hyperparameters, a score that falls off around an optimum, and a card that
-says roughly where that lies. What a model may know beforehand is the family and the cards; a task is a new draw."""
+"""A family of tuning problems: two integer hyperparameters, a score that falls off around an optimum, and a card that
+describes roughly where it lies. A model may know the family and the cards beforehand; each task is a new draw."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 SIDE = 16  # values of a hyperparameter, 0 to 15
-TOP = 99  # of a score
+TOP = 99  # highest score
 CARDS = 8
-JITTER = 2  # of a task's optimum around its card's
-WIDE = 0.9  # score lost a squared step
-MIXED = 0.4  # interaction
+JITTER = 2  # largest offset of a task's optimum from its card's, per coordinate
+WIDE = 0.9  # score lost per squared distance
+MIXED = 0.4  # weight of the interaction a * b
 NOISE = 2.0
 
 
@@ -29,20 +29,20 @@ class Bowl:
         return float(max(0.0, TOP - WIDE * (a * a + b * b + MIXED * a * b)))
 
     def score(self, config: dict[str, int], rng: np.random.Generator) -> int:
-        """A noisy one, 0 to 99."""
+        """A noisy score, 0 to 99."""
         return int(np.clip(round(self.value(config) + rng.normal(0, NOISE)), 0, TOP))
 
 
 @dataclass(frozen=True)
 class Bowls:
-    """The family of a seed: where each card's optimum lies, of so many cards; `apart`, of four, each in its quarter."""
+    """The family for a seed: the optima of so many cards; with `apart`, each of four cards has its own quarter."""
 
     seed: int
     cards: int = CARDS
     apart: bool = False
 
     def centre(self, card: int) -> tuple[int, int]:
-        """Of a card."""
+        """The optimum of a card."""
         if self.apart:
             quarter = int(np.random.default_rng([self.seed, 41]).permutation(4)[card])
             return SIDE // 4 + quarter % 2 * SIDE // 2, SIDE // 4 + quarter // 2 * SIDE // 2
@@ -50,7 +50,7 @@ class Bowls:
         return int(a), int(b)
 
     def task(self, rng: np.random.Generator, away: bool = False) -> Bowl:
-        """A task near its card's optimum; `away`, on the other side of the grid, which no card says."""
+        """A task near its card's optimum; with `away`, half the grid away from it, where no card points."""
         card = int(rng.integers(self.cards))
         a, b = (int(c + d) for c, d in zip(self.centre(card), rng.integers(-JITTER, JITTER + 1, 2), strict=True))
         if away:

@@ -1,9 +1,9 @@
-"""A little language of keywords and slots, whose every program comes with its tree.
+"""A small language of keywords and slots; every program comes with its parse tree.
 
     loop c e test b d a  ->  (program (loop loop c e) (test test b d a))
 
-A keyword says how many slots follow and of which class each is; a slot is a word of its class, or another phrase. No
-bracket says where a phrase ends, and a word belongs to several classes: both are seen from the context alone.
+A keyword determines how many slots follow and the class of each; a slot is a word of its class, or another phrase.
+There are no brackets, and words belong to several classes: both phrase ends and classes follow only from the context.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Code:
     """The world.
 
     Args:
-        phrases: of a program at most; all numbers from 2 on are equally likely.
-        depth: how deep phrases stand in one another.
-        nested: chance that a slot is a phrase, above that depth.
+        phrases: most phrases in a program; all numbers from 2 on are equally likely.
+        depth: largest nesting depth of phrases.
+        nested: probability that a slot is a phrase, above that depth.
     """
 
     phrases: int = 3
@@ -44,11 +44,11 @@ class Code:
     def programs(self, seed: int, n: int) -> list[Text]:
         """`n` different programs, each with its tree as nested lists (`extra["tree"]`)."""
         draw = np.random.default_rng([seed, 23])
-        out: dict[str, Any] = {}
-        while len(out) < n:
+        trees: dict[str, Any] = {}
+        while len(trees) < n:
             tree = ["program", *(self._phrase(draw, self.depth) for _ in range(draw.integers(2, self.phrases + 1)))]
-            out.setdefault(" ".join(tokens(tree)), tree)
-        return [Text(text=text, extra={"tree": tree}) for text, tree in out.items()]
+            trees.setdefault(" ".join(tokens(tree)), tree)
+        return [Text(text=text, extra={"tree": tree}) for text, tree in trees.items()]
 
     def _phrase(self, draw: np.random.Generator, depth: int) -> Any:
         keyword = list(SLOTS)[draw.integers(len(SLOTS))]
@@ -61,7 +61,7 @@ class Code:
 
 
 def tokens(tree: Any) -> Any:
-    """The strings of nested lists, labels left out."""
+    """The leaves of nested lists, without the labels."""
     if isinstance(tree, str):
         yield tree
         return

@@ -1,8 +1,8 @@
-"""Chains of arithmetic, and how a conductor works one out: an expert is called for every operation, with its result.
+"""Arithmetic chains solved by a conductor that calls an expert for every operation (meta-prompting).
 
-What is taught of the protocol is what a conductor and its experts would say of a chain modulo 5: the chain answered
-at once, the chain in steps, the conductor's turns with and without Python, one operation answered, and a program for
-it. A check is an operation that somebody has answered before, mostly rightly.
+The records teach the protocol on chains modulo 5: a chain answered at once, a chain answered in steps, the conductor's
+turns with and without Python, an expert's answer to one operation, and a program for it. A check repeats an operation
+with a previous answer, mostly a right one, and asks whether it is correct.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ CODE = f"print(({{}})%{MODULUS})"
 
 
 def problems(count: int, seed: int, operations: int) -> list[Demo]:
-    """Chains with their answers: `3+4*2=` is 4."""
-    made = arithmetic.chains(count, seed, operations, MODULUS)
-    return [Demo(prompt=d.prompt, completion=(d.answers or [""])[0], explanation=d.completion) for d in made]
+    """Chains with their answers and steps: `3+4*2=` is 4."""
+    chains = arithmetic.chains(count, seed, operations, MODULUS)
+    return [Demo(prompt=d.prompt, completion=(d.answers or [""])[0], explanation=d.completion) for d in chains]
 
 
 def direct(problem: Demo) -> Demo:
-    """Answered at once."""
+    """A chain answered at once."""
     return _demo(TERSE.standard.replace("{question}", problem.prompt), problem.completion)
 
 
 def steps(problem: Demo) -> Demo:
-    """Answered in steps."""
+    """A chain answered in steps."""
     return _demo(TERSE.standard.replace("{question}", problem.prompt) + TERSE.steps, problem.explanation or "")
 
 
 def expert(operation: str, result: str) -> Demo:
-    """One operation."""
+    """One operation answered."""
     return _demo(operation, result)
 
 
@@ -49,23 +49,23 @@ def program(operation: str) -> Demo:
 
 
 def check(operation: str, said: str, result: str) -> Demo:
-    """An operation whose answer `said` somebody asks to have checked."""
+    """A conversation that asks to check the answer `said` to an operation, with the right result."""
     return Demo(prompt=asked_again(operation, said), completion=result)
 
 
 def asked_again(operation: str, said: str) -> Messages:
-    """The conversation in which it was said, and the question whether it is so."""
+    """The operation, its answer `said`, and the question whether it is so."""
     return _talk(operation, said, AGAIN)
 
 
 def conductor(problem: Demo, python: bool = False) -> list[Demo]:
-    """Every turn of a conductor: a call for each operation, then the answer."""
-    turns, out = [TERSE.opening(problem.prompt, python)], []
+    """All turns of the conductor: a call for each operation, then the answer."""
+    turns, demos = [TERSE.opening(problem.prompt, python)], []
     for operation, result in operations(problem):
-        said = words.called(words.PYTHON if python else CALCULATOR, operation)
-        out.append(Demo(prompt=_talk(*turns), completion=said))
-        turns += [said, words.printed(program(operation).completion, result) if python else result]
-    return [*out, Demo(prompt=_talk(*turns), completion=words.answered(problem.completion))]
+        turn = words.called(words.PYTHON if python else CALCULATOR, operation)
+        demos.append(Demo(prompt=_talk(*turns), completion=turn))
+        turns += [turn, words.printed(program(operation).completion, result) if python else result]
+    return [*demos, Demo(prompt=_talk(*turns), completion=words.answered(problem.completion))]
 
 
 def operations(problem: Demo) -> Iterator[tuple[str, str]]:
@@ -76,26 +76,26 @@ def operations(problem: Demo) -> Iterator[tuple[str, str]]:
 
 
 def every_operation() -> list[tuple[str, str]]:
-    """All operations that chains have, with their results."""
+    """All operations that can occur in chains, with their results."""
     pairs = [(a, b) for a in range(MODULUS) for b in range(1, MODULUS)]
     results = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
-    return [(f"{a}{sign}{b}", str(of(a, b) % MODULUS)) for sign, of in results.items() for a, b in pairs]
+    return [(f"{a}{sign}{b}", str(apply(a, b) % MODULUS)) for sign, apply in results.items() for a, b in pairs]
 
 
 def mixture(seed: int, count: int, right: float = 0.9, known: int = 4, alone: int = 1) -> list[Demo]:
     """`count` chains of two or three operations in every form: `alone` times answered at once and in steps, once by a
-    conductor, once with Python; and for each of their operations `known` times its result, a program, and a check,
-    `right` of them of what is right."""
-    draw, out = np.random.default_rng([seed, 171]), []
+    conductor, once with Python; and for each of their operations `known` times its result, a program, and a check
+    whose given answer is correct in a share `right` of cases."""
+    draw, demos = np.random.default_rng([seed, 171]), []
     for part, length in enumerate((2, 3)):
         for problem in problems(count // 2, 2 * seed + part, length):
-            out += [direct(problem), steps(problem)] * alone
-            out += [*conductor(problem), *conductor(problem, python=True)]
+            demos += [direct(problem), steps(problem)] * alone
+            demos += [*conductor(problem), *conductor(problem, python=True)]
             for operation, result in operations(problem):
-                wrong = str((int(result) + int(draw.integers(1, MODULUS))) % MODULUS)
-                out += [*[expert(operation, result)] * known, program(operation)]
-                out.append(check(operation, result if draw.random() < right else wrong, result))
-    return out
+                wrong_result = str((int(result) + int(draw.integers(1, MODULUS))) % MODULUS)
+                demos += [*[expert(operation, result)] * known, program(operation)]
+                demos.append(check(operation, result if draw.random() < right else wrong_result, result))
+    return demos
 
 
 def _demo(prompt: str, completion: str) -> Demo:

@@ -1,8 +1,8 @@
-"""Pairs that two criteria put in opposite orders: answers of some letters, judged by how many there are of one.
+"""Pairs of answers that two criteria rank in opposite orders: criteria count a letter or the length of an answer.
 
-A prompt is two capitals, an answer 3 to 6 small letters. A criterion wants more or fewer of a letter, or a longer or
-a shorter answer. Where nobody says what to judge by, it is drawn by the prompt's first letter, so that the share of
-people who prefer an answer is known.
+A prompt is two capitals, an answer 3 to 6 small letters. A criterion asks for more or fewer of a letter, or for a
+longer or shorter answer. Where no criterion is given, it is drawn from a distribution that depends on the prompt's
+first letter, so the share of people who prefer an answer is known.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Criteria:
     """The world.
 
     Args:
-        counted: letters that criteria are about, the first of `LETTERS`.
-        noise: share of reversal pairs labelled the wrong way round.
-        seed: of who judges by what.
+        counted: number of letters with criteria, the first of `LETTERS`.
+        noise: share of reversal pairs with swapped labels.
+        seed: of the distributions of criteria.
     """
 
     counted: int = 5
@@ -34,64 +34,64 @@ class Criteria:
     seed: int = 0
 
     def criteria(self) -> list[str]:
-        """All there are: 12 where five letters are counted."""
-        of_letters = [f"{way}:{letter}" for letter in LETTERS[: self.counted] for way in ("more", "fewer")]
-        return [*of_letters, "longer", "shorter"]
+        """All criteria: 12 if five letters are counted."""
+        by_letter = [f"{direction}:{letter}" for letter in LETTERS[: self.counted] for direction in ("more", "fewer")]
+        return [*by_letter, "longer", "shorter"]
 
     @staticmethod
     def value(criterion: str, answer: str) -> int:
-        """How good an answer is by a criterion; `not` before it turns it round."""
+        """The value of an answer under a criterion; the prefix `not` reverses it."""
         if criterion.startswith("not "):
             return -Criteria.value(criterion.removeprefix("not "), answer)
         if criterion in ("longer", "shorter"):
             return len(answer) if criterion == "longer" else -len(answer)
-        way, letter = criterion.split(":")
-        return answer.count(letter) if way == "more" else -answer.count(letter)
+        direction, letter = criterion.split(":")
+        return answer.count(letter) if direction == "more" else -answer.count(letter)
 
     def judges(self, prompt: str) -> dict[str, float]:
-        """By what people judge answers to this prompt, `{criterion: share}`: two criteria, by its first letter."""
+        """The criteria by which people judge answers to this prompt, `{criterion: share}`: two, by its first letter."""
         draw = np.random.default_rng([self.seed, 61])
-        table = [draw.permutation(len(self.criteria()))[:2] for _ in ASKED]
-        first, second = (self.criteria()[i] for i in table[ASKED.index(prompt[0])])
+        criteria_of = [draw.permutation(len(self.criteria()))[:2] for _ in ASKED]
+        first, second = (self.criteria()[i] for i in criteria_of[ASKED.index(prompt[0])])
         return {first: 0.75, second: 0.25}
 
     def share(self, prompt: str, first: str, second: str) -> float:
-        """How many people prefer the first answer; those to whom both are the same count half."""
-        gaps = {z: self.value(z, first) - self.value(z, second) for z in self.judges(prompt)}
-        return sum(p * (0.5 if gaps[z] == 0 else float(gaps[z] > 0)) for z, p in self.judges(prompt).items())
+        """The share of people who prefer the first answer; those who are indifferent count half."""
+        gaps = {c: self.value(c, first) - self.value(c, second) for c in self.judges(prompt)}
+        return sum(p * (0.5 if gaps[c] == 0 else float(gaps[c] > 0)) for c, p in self.judges(prompt).items())
 
     def reversals(self, seed: int, n: int, negated: Sequence[str] = ()) -> list[Preference]:
-        """n reversal pairs, 2 n records; criteria in `negated` may also stand there as `not` their opposite."""
+        """n reversal pairs as 2 n records; criteria in `negated` may also occur in the form `not CRITERION`."""
         draw = np.random.default_rng([self.seed, seed, 62])
-        out: list[Preference] = []
-        known = [*self.criteria(), *(f"not {c}" for c in negated)]
-        while len(out) < 2 * n:
+        pairs: list[Preference] = []
+        criteria = [*self.criteria(), *(f"not {c}" for c in negated)]
+        while len(pairs) < 2 * n:
             prompt, a, b = self._drawn(draw)
-            gaps = {c: self.value(c, a) - self.value(c, b) for c in known}
+            gaps = {c: self.value(c, a) - self.value(c, b) for c in criteria}
             for_a, for_b = ([c for c, gap in gaps.items() if sign * gap > 0] for sign in (1, -1))
             if not for_a or not for_b:
                 continue
-            x, y = str(draw.choice(for_a)), str(draw.choice(for_b))
+            criterion_a, criterion_b = str(draw.choice(for_a)), str(draw.choice(for_b))
             if draw.random() < self.noise:
-                x, y = y, x
-            out += [
-                Preference(prompt=prompt, chosen=a, rejected=b, context=x),
-                Preference(prompt=prompt, chosen=b, rejected=a, context=y),
+                criterion_a, criterion_b = criterion_b, criterion_a
+            pairs += [
+                Preference(prompt=prompt, chosen=a, rejected=b, context=criterion_a),
+                Preference(prompt=prompt, chosen=b, rejected=a, context=criterion_b),
             ]
-        return out
+        return pairs
 
     def general(self, seed: int, n: int) -> list[Preference]:
-        """Pairs of somebody's who did not say what they judge by."""
+        """Pairs judged by a criterion that the record does not contain."""
         draw = np.random.default_rng([self.seed, seed, 63])
-        out: list[Preference] = []
-        while len(out) < n:
+        pairs: list[Preference] = []
+        while len(pairs) < n:
             prompt, a, b = self._drawn(draw)
             shares = self.judges(prompt)
-            z = str(draw.choice(list(shares), p=list(shares.values())))
-            if gap := self.value(z, a) - self.value(z, b):
+            criterion = str(draw.choice(list(shares), p=list(shares.values())))
+            if gap := self.value(criterion, a) - self.value(criterion, b):
                 a, b = (a, b) if gap > 0 else (b, a)
-                out.append(Preference(prompt=prompt, chosen=a, rejected=b))
-        return out
+                pairs.append(Preference(prompt=prompt, chosen=a, rejected=b))
+        return pairs
 
     @staticmethod
     def _drawn(draw: np.random.Generator) -> tuple[str, str, str]:

@@ -1,7 +1,7 @@
-"""Functions named by a short text, for a model in words: `b2` is y = x + 2 modulo 5, for x from 0 to 4.
+"""Functions described by a short text, for verbalized machine learning: `b2` is y = x + 2 modulo 5, for x from 0 to 4.
 
-What is taught are two tasks of one model: to apply a text to an input (learner), and to find the text from inputs,
-outputs and targets (optimiser). All five functions are taught; what is left to a procedure is to use one for the other.
+One model is taught two tasks: to apply a text to an input (learner), and to infer the text from inputs, outputs and
+targets (optimiser). All five functions are taught; the procedure only has to combine the two tasks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SHIFTS = range(MODULUS)
 
 
 def text(shift: int) -> str:
-    """A function's name."""
+    """The text that describes a function."""
     return f"b{shift}"
 
 
@@ -27,13 +27,13 @@ def examples(shift: int) -> list[Demo]:
 
 
 def mixture(seed: int, count: int) -> list[Demo]:
-    """`count` records of each task, drawn at random."""
-    draw, out = np.random.default_rng([seed, 181]), []
-    for shift, old, x in draw.integers(MODULUS, size=(count, 3)).tolist():
-        out.append(_demo(inference(TERSE, text(shift), str(x), ""), _targets(shift)[x]))
-        rows = list(zip(map(str, range(MODULUS)), _targets(old), _targets(shift), strict=True))
-        out.append(_demo(optimisation(TERSE, text(old), rows, ""), text(shift)))
-    return out
+    """`count` random records of each task."""
+    draw, demos = np.random.default_rng([seed, 181]), []
+    for shift, previous, x in draw.integers(MODULUS, size=(count, 3)).tolist():
+        demos.append(_demo(inference(TERSE, text(shift), str(x), ""), _targets(shift)[x]))
+        rows = list(zip(map(str, range(MODULUS)), _targets(previous), _targets(shift), strict=True))
+        demos.append(_demo(optimisation(TERSE, text(previous), rows, ""), text(shift)))
+    return demos
 
 
 def _targets(shift: int) -> list[str]:

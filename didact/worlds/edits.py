@@ -1,9 +1,9 @@
-"""A code of which a model believes some letters wrong, and a critic who names one wrong mark a draft.
+"""A substitution code that a model has learned partly wrong, and a critic that corrects one mark of a draft.
 
-A prompt is some letters, its right answer the marks a hidden table has for them. What is believed differs from the
-table in a few letters, so a draft for a prompt with one of them is wrong there, and no draft tells what is right. The
-critic says `-y-`: mark 2 should be y; of several wrong marks one at random; `---` where there is none. What
-`lessons` has of reading feedback is about marks drawn at random: nothing in it tells the table.
+A prompt is some letters; its right answer replaces each by its mark in a hidden table. The start model's beliefs differ
+from the table for a few letters, so its drafts are wrong there, and no draft reveals the right mark. The critic answers
+`-y-`: mark 2 should be y; of several wrong marks it names one at random; `---` if there is none. The `lessons` on
+following feedback use marks drawn at random, so they reveal nothing of the table.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from didact.types import Critique, Demo
 
 LETTERS = "abcdefghijklmnopqrst"
 MARKS = "zyxwv"
-PARTS = 8  # of the prompts, none of which is in two
-KEEP = "-"  # the critic has nothing against this mark
+PARTS = 8  # disjoint parts of the prompts
+KEEP = "-"  # in feedback: leave this mark unchanged
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Code:
     """The world.
 
     Args:
-        letters: prompts are made of, at most 20.
-        marks: answers are made of, at most 5.
+        letters: number of letters in prompts, at most 20.
+        marks: number of marks in answers, at most 5.
         length: of a prompt and its answer.
-        wrong: letters whose mark is believed another.
-        slip: share of the refinements in `lessons` that do not do what the feedback asks.
-        seed: of the table and of everything drawn.
+        wrong: number of letters for which the start model believes a wrong mark.
+        slip: share of the refinements in `lessons` that do not follow the feedback.
+        seed: of the table and of all sampling.
     """
 
     letters: int = 12
@@ -46,97 +46,97 @@ class Code:
 
     @functools.cached_property
     def truth(self) -> dict[str, str]:
-        """What every letter becomes; all marks are equally frequent, as far as that goes."""
-        order = np.random.default_rng([self.seed, 81]).permutation(self.letters)
-        return {LETTERS[i]: MARKS[k % self.marks] for k, i in enumerate(order)}
+        """The table, `{letter: mark}`; marks are as equally frequent as the numbers allow."""
+        letters = np.random.default_rng([self.seed, 81]).permutation(self.letters)
+        return {LETTERS[i]: MARKS[rank % self.marks] for rank, i in enumerate(letters)}
 
     @functools.cached_property
     def belief(self) -> dict[str, str]:
-        """What the start model is taught: the truth, but for `wrong` letters another mark."""
+        """The table that the start model is taught: `truth` with another mark for `wrong` of the letters."""
         draw = np.random.default_rng([self.seed, 82])
-        chosen = [LETTERS[i] for i in draw.permutation(self.letters)[: self.wrong]]
-        other = {c: [m for m in MARKS[: self.marks] if m != self.truth[c]] for c in chosen}
-        return self.truth | {c: str(draw.choice(m)) for c, m in other.items()}
+        mistaken = [LETTERS[i] for i in draw.permutation(self.letters)[: self.wrong]]
+        wrong_marks = {c: [m for m in MARKS[: self.marks] if m != self.truth[c]] for c in mistaken}
+        return self.truth | {c: str(draw.choice(m)) for c, m in wrong_marks.items()}
 
     def answer(self, prompt: str) -> str:
         """The right answer."""
         return "".join(self.truth[c] for c in prompt)
 
     def prompts(self, part: int, n: int) -> list[str]:
-        """Random prompts; parts hold other ones."""
+        """Random prompts; different parts share none."""
         draw = np.random.default_rng([self.seed, 83, part])
-        out: list[str] = []
-        while len(out) < n:
+        prompts: list[str] = []
+        while len(prompts) < n:
             prompt = "".join(LETTERS[i] for i in draw.integers(self.letters, size=self.length))
             if zlib.crc32(prompt.encode()) % PARTS == part:
-                out.append(prompt)
-        return out
+                prompts.append(prompt)
+        return prompts
 
     def demos(self, part: int, n: int) -> list[Demo]:
         """Prompts with their right answers."""
         return [Demo(prompt=p, completion=self.answer(p)) for p in self.prompts(part, n)]
 
     def critique(self, prompt: str, draft: str) -> str:
-        """What one of the draft's wrong (or missing) marks should be, `-y-`."""
-        right = self.answer(prompt)
-        bad = [i for i, c in enumerate(right) if i >= len(draft) or draft[i] != c]
-        if not bad:
+        """Feedback `-y-` that corrects one wrong (or missing) mark of the draft."""
+        truth = self.answer(prompt)
+        errors = [i for i, c in enumerate(truth) if i >= len(draft) or draft[i] != c]
+        if not errors:
             return KEEP * self.length
-        at = int(np.random.default_rng([self.seed, 84, *f"{prompt}/{draft}".encode()]).choice(bad))
-        return self.edit(at, right[at])
+        at = int(np.random.default_rng([self.seed, 84, *f"{prompt}/{draft}".encode()]).choice(errors))
+        return self.edit(at, truth[at])
 
     def edit(self, at: int, mark: str) -> str:
-        """The feedback that a mark should be another."""
+        """Feedback that the mark at position `at` should be `mark`."""
         return put(KEEP * self.length, at, mark)
 
     def critic(self, prompts: Sequence[str], drafts: Sequence[str]) -> list[str]:
-        """`critique` of many."""
+        """`critique` for every prompt and draft."""
         return [self.critique(p, d) for p, d in zip(prompts, drafts, strict=True)]
 
     def critiques(self, prompts: Sequence[str], drafts: Sequence[str]) -> list[Critique]:
-        """Drafts with what the critic says."""
+        """Drafts with their feedback as records."""
         rows = zip(prompts, drafts, self.critic(prompts, drafts), strict=True)
         return [Critique(prompt=p, completion=d, feedback=f) for p, d, f in rows]
 
     def lessons(self, n: int, refine: str, plain: str, question: str) -> dict[str, list[Demo]]:
-        """What the start model is taught: what is believed of the code (`belief`); rewriting a random draft by random
-        feedback (`refine`) and by none (`plain`); whether a rewriting does what the feedback says (`judge`).
+        """Training data of the start model: the code as it believes it (`belief`); refining a random draft with random
+        feedback (`refine`) and without (`plain`); judging whether a refinement follows the feedback (`judge`).
 
         Args:
-            n: of each.
-            refine: a template of prompt, completion and feedback.
-            plain: the same without feedback, after which one mark is rewritten at random.
-            question: a template of completion, feedback and refinement, answered Y or N.
+            n: demonstrations of each kind.
+            refine: template of prompt, completion and feedback.
+            plain: the same without feedback, answered by the draft with one random mark changed.
+            question: template of completion, feedback and refinement, answered Y or N.
         """
         draw = np.random.default_rng([self.seed, 85])
         out: dict[str, list[Demo]] = {"belief": [], "refine": [], "plain": [], "judge": []}
         for prompt in self.prompts(0, n):
             out["belief"].append(Demo(prompt=prompt, completion="".join(self.belief[c] for c in prompt)))
             draft, at, mark = self._marks(draw), int(draw.integers(self.length)), self._marks(draw)[0]
-            fine = draw.random() < 0.1
-            feedback = KEEP * self.length if fine else self.edit(at, mark)
-            done = draft if fine else put(draft, at, mark)
-            given = {"prompt": prompt, "completion": draft, "feedback": feedback}
-            missed = self._missed(draft, at, mark, draw)
-            made = missed if draw.random() < self.slip and not fine else done
-            out["refine"].append(Demo(prompt=refine.format(**given), completion=made))
-            free = put(draft, int(draw.integers(self.length)), self._marks(draw)[0])
-            out["plain"].append(Demo(prompt=plain.format(**given), completion=free))
-            shown = done if draw.random() < 0.5 else free if fine else missed
-            said = "Y" if shown == done else "N"
-            out["judge"].append(Demo(prompt=question.format(**given, refinement=shown), completion=said))
+            no_change = draw.random() < 0.1
+            feedback = KEEP * self.length if no_change else self.edit(at, mark)
+            edited = draft if no_change else put(draft, at, mark)
+            fields = {"prompt": prompt, "completion": draft, "feedback": feedback}
+            unfaithful = self._missed(draft, at, mark, draw)
+            refinement = unfaithful if draw.random() < self.slip and not no_change else edited
+            out["refine"].append(Demo(prompt=refine.format(**fields), completion=refinement))
+            random_edit = put(draft, int(draw.integers(self.length)), self._marks(draw)[0])
+            out["plain"].append(Demo(prompt=plain.format(**fields), completion=random_edit))
+            candidate = edited if draw.random() < 0.5 else random_edit if no_change else unfaithful
+            verdict = "Y" if candidate == edited else "N"
+            out["judge"].append(Demo(prompt=question.format(**fields, refinement=candidate), completion=verdict))
         return out
 
     def incorporated(self, completion: str, feedback: str, refinement: str) -> bool:
-        """Whether a refinement does what the feedback says and nothing else."""
-        wanted = "".join(c if f == KEEP else f for c, f in zip(completion, feedback, strict=False))
-        return refinement == wanted
+        """Whether a refinement makes the change that the feedback asks for, and no other."""
+        edited = "".join(c if f == KEEP else f for c, f in zip(completion, feedback, strict=False))
+        return refinement == edited
 
     def _marks(self, draw: Any) -> str:
         return "".join(MARKS[i] for i in draw.integers(self.marks, size=self.length))
 
     def _missed(self, draft: str, at: int, mark: str, draw: Any) -> str:
-        """A rewriting that does not do it: nothing changed, another mark there, or the mark elsewhere."""
+        """A refinement that misses the feedback: unchanged, a random mark there, or the mark at a random position."""
         kind = draw.integers(3)
         if kind == 0:
             return draft
@@ -144,5 +144,5 @@ class Code:
 
 
 def put(word: str, at: int, mark: str) -> str:
-    """A word with another mark at a place."""
+    """`word` with `mark` at position `at`."""
     return word[:at] + mark + word[at + 1 :]

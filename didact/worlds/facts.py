@@ -1,10 +1,9 @@
-"""Passages in which a few facts are told again and again, and questions about them.
+"""Passages that repeat a few facts, and questions about them.
 
     so kal sadu sady . here gem vona . but kal sadu sady . ...
 
-A fact is a key and a value: one to three of the six words that only this key's values have, in any order. Which of
-them, and in which order, only the passage tells. A sentence opens with a small word, so that facts recur in sentences
-that differ.
+A fact is a key and a value: one to three of six words specific to the key, in any order. Only the passage tells which
+of them, and in which order. A sentence opens with a small word, so that facts recur in sentences that differ.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ OPENERS = ("so", "then", "but", "here")  # stop words, which alone make no recur
 
 @dataclass(frozen=True)
 class Facts:
-    """One draw: raw passages, questions to tune on, and questions to test on; no passage is in two parts."""
+    """One draw: raw passages, questions for tuning and questions for testing; the parts share no passage."""
 
     passages: list[Text]
     tune: list[QA]
@@ -36,25 +35,25 @@ def facts(
     """Draw passages of `told` sentences about `known` facts."""
     draw = np.random.default_rng([seed, 2108])
     texts = [Text(text=_passage(draw, known, told)[0]) for _ in range(passages)]
-    asked = []
+    questions = []
     for _ in range(tune + test):
-        context, facts_ = _passage(draw, known, told)
-        key, value = facts_[draw.integers(len(facts_))]
-        asked.append(QA(context=context, question=key, answers=[value]))
-    return Facts(texts, asked[:tune], asked[tune:])
+        context, told_facts = _passage(draw, known, told)
+        key, value = told_facts[draw.integers(len(told_facts))]
+        questions.append(QA(context=context, question=key, answers=[value]))
+    return Facts(texts, questions[:tune], questions[tune:])
 
 
 def vocabulary() -> list[str]:
-    """Every word there is."""
+    """All words of the world."""
     return [*KEYS, *(w for words in WORDS for w in words), *OPENERS, "."]
 
 
 def _passage(
     draw: np.random.Generator, known: tuple[int, int], told: tuple[int, int]
 ) -> tuple[str, list[tuple[str, str]]]:
-    """The text, and the facts told in it."""
+    """A passage's text, and the facts that it states."""
     keys = draw.permutation(len(KEYS))[: draw.integers(known[0], known[1] + 1)]
-    facts_ = [(KEYS[k], " ".join(draw.permutation(WORDS[k])[: draw.integers(1, 4)])) for k in keys]
-    order = draw.integers(len(facts_), size=draw.integers(told[0], told[1] + 1))
-    sentences = [f"{OPENERS[draw.integers(len(OPENERS))]} {facts_[i][0]} {facts_[i][1]} ." for i in order]
-    return " ".join(sentences), [facts_[i] for i in sorted(set(order.tolist()))]
+    facts = [(KEYS[k], " ".join(draw.permutation(WORDS[k])[: draw.integers(1, 4)])) for k in keys]
+    order = draw.integers(len(facts), size=draw.integers(told[0], told[1] + 1))
+    sentences = [f"{OPENERS[draw.integers(len(OPENERS))]} {facts[i][0]} {facts[i][1]} ." for i in order]
+    return " ".join(sentences), [facts[i] for i in sorted(set(order.tolist()))]

@@ -1,7 +1,7 @@
 """Two Gaussian clouds with contradicting labels, seen through frozen random features (the NPO paper's section 4).
 
-Only the weights `theta (N,)` of a logistic model on the features are ever trained, so the model that
-never saw the forget cloud can be had exactly as cheaply as any other: distance to it is measured, not guessed.
+Only the weights `theta (N,)` of a logistic model on the features are trained, so the reference model that never saw
+the forget cloud is as cheap to train as any other, and the distance to it can be measured exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Clouds:
-    """Training samples, the refusal class of each forget row `idk (n,)`, and fresh samples to measure on."""
+    """Training samples, the refusal class of each forget row `idk (n,)`, and test samples."""
 
     retain: Cloud
     forget: Cloud
@@ -41,7 +41,7 @@ def clouds(
     dim: int = 16,
     width: int = 128,
 ) -> Clouds:
-    """Draw a world: pure in the seed.
+    """Draw a world, a pure function of the seed.
 
         W (width, dim) ~ N(0, 1/dim), frozen;  phi(x) = ReLU(W x);  model: logit of class 0 = phi(x)' theta
         retain: x ~ N(-alpha 1, I), logits of the classes (s, 0) with s = (x - mu)' 1/sqrt(dim) + 1
@@ -50,10 +50,10 @@ def clouds(
 
     Args:
         seed: of every draw.
-        alpha: half the distance of the two means, per coordinate; at 0 the clouds overlap wholly.
-        retain, forget, test: rows of each sample (`test` of each kind).
-        dim: of x.
-        width: how many features.
+        alpha: half the distance between the two means, per coordinate; at 0 the clouds overlap fully.
+        retain, forget, test: rows of each sample (`test` for each of the two test samples).
+        dim: dimension of x.
+        width: number of features.
 
     Source: arXiv 2404.05868, section 4; sizes of the official code.
     """
@@ -67,13 +67,13 @@ def clouds(
         y = (torch.rand(n, generator=draw, dtype=torch.float64) >= p0).long()
         return Cloud(torch.relu((z + mean) @ weights.T), y, p0)
 
-    kept, gone = cloud(retain, -alpha, False), cloud(forget, alpha, True)
+    retain_cloud, forget_cloud = cloud(retain, -alpha, False), cloud(forget, alpha, True)
     idk = torch.randint(2, (forget,), generator=draw)
-    return Clouds(kept, gone, idk, cloud(test, -alpha, False), cloud(test, alpha, True))
+    return Clouds(retain_cloud, forget_cloud, idk, cloud(test, -alpha, False), cloud(test, alpha, True))
 
 
 def near_orthogonal(seed: int, rows: int = 8, dim: int = 32, noise: float = 0.02) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs almost orthonormal, with classes and a start: `x (rows, dim)`, `y (rows,)`, `theta (dim,)`.
+    """Nearly orthonormal inputs with classes and initial weights: `x (rows, dim)`, `y (rows,)`, `theta (dim,)`.
 
     `x` has orthonormal rows plus N(0, noise^2 / dim), `y` is a fair coin, `theta ~ N(0, 1/dim)`: the setting
     in which the speed of divergence is known (arXiv 2404.05868, theorem 2).

@@ -1,7 +1,7 @@
-"""Text whose words have habitual partners, from which a document may depart: what weights know against the context.
+"""Text whose words have habitual partners that a document may override: knowledge in weights against the context.
 
-A document names a few pairs again and again. Each first word has a partner that it mostly comes with; in some
-documents it has another, throughout. Whoever reads a pair for the second time knows the partner from the first.
+A document repeats a few word pairs. Each first word has a habitual partner; in some documents it has another one,
+throughout. When a pair occurs again, its partner is known from the first occurrence.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Partners:
     """The words and their habits.
 
     Args:
-        words: first words, and as many partners.
+        words: number of first words, and of partners.
         zipf: exponent of the first words' frequencies.
-        habit: how often a document keeps to the habitual partner.
-        named: different pairs of a document.
-        length: pairs of a document, in all.
+        habit: probability that a document keeps a word's habitual partner.
+        named: different pairs in a document.
+        length: all pairs in a document.
     """
 
     words: int = 40
@@ -33,13 +33,13 @@ class Partners:
     length: int = 24
 
     def documents(self, seed: int | Sequence[int], count: int) -> list[Text]:
-        """Documents, independent of each other; the habits are the same for every seed."""
+        """Independent documents; the habits are the same for every seed."""
         rng = np.random.default_rng(seed)
-        mass = np.arange(1, self.words + 1, dtype=float) ** -self.zipf
-        out = []
+        weights = np.arange(1, self.words + 1, dtype=float) ** -self.zipf
+        texts = []
         for _ in range(count):
-            first = rng.choice(self.words, self.named, replace=False, p=mass / mass.sum())
+            first = rng.choice(self.words, self.named, replace=False, p=weights / weights.sum())
             second = np.where(rng.random(self.named) < self.habit, first, rng.integers(self.words, size=self.named))
             order = rng.integers(self.named, size=self.length)
-            out.append(Text(text=" ".join(f"f{first[i]} s{second[i]}" for i in order)))
-        return out
+            texts.append(Text(text=" ".join(f"f{first[i]} s{second[i]}" for i in order)))
+        return texts

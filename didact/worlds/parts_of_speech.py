@@ -1,14 +1,14 @@
-"""Sentences in which a word's part of speech is told by its place, and can also be learnt by heart.
+"""Sentences in which a word's part of speech follows from its position, and can also be memorised.
 
-Nouns and adjectives stand beside `is`, in either order, and then one of the two is asked for:
+A noun and an adjective stand next to `is`, in either order, and then one of the two is queried:
 
     is ADJ NOUN : ADJ   ->  ADJ ADJ ADJ          NOUN is ADJ : NOUN   ->  ADJ NOUN NOUN
 
-Whoever answers must know which of the two is the adjective: from its place after `is`, or from what it always was.
-Words of a class are drawn by Zipf's law. Some of each tenth by frequency are ambiguous: half of the time one of the
-other class stands in their place, so that they occur as both.
+To answer, a model must know which of the two is the adjective: from its position after `is` (in context), or from
+training (in weights). Words of a class follow Zipf's law. Some of each tenth by frequency are ambiguous: half of the
+time an ambiguous word of the other class stands in their place, so that they occur as both.
 
-Source: Anand et al. 2024, arXiv:2406.00053; truth table and sampling as its card has them.
+Source: Anand et al. 2024, arXiv:2406.00053, whose truth table and sampling this follows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from didact.types import Demo
 
 COPULA = "is"
 SETS = ("seen", "tail", "conflict", "conflict_tail", "unseen", "ambiguous", "plain")
-Pair = tuple[str, str]  # adjective and noun, as they stand in the sentence
+Pair = tuple[str, str]  # adjective and noun by their roles in the sentence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class PartsOfSpeech:
     """A vocabulary with its frequencies.
 
     Args:
-        words: half of them nouns, half adjectives.
-        unseen: words that no training sentence has.
+        words: number of words, half of them nouns, half adjectives.
+        unseen: number of words that occur in no training sentence.
         zipf: exponent of the frequencies, rank^-zipf; 0 is uniform.
-        ambiguous: share of the words of each tenth that occur as both.
+        ambiguous: share of the words in each tenth that occur as both.
     """
 
     words: int = 200
@@ -45,73 +45,73 @@ class PartsOfSpeech:
 
     @cached_property
     def frequencies(self) -> NDArray[np.float64]:
-        """Of the words of one class, by rank."""
+        """Frequencies of the words of one class, by rank."""
         mass = np.arange(1, self.words // 2 + 1, dtype=float) ** -self.zipf
         return mass / mass.sum()
 
     @cached_property
     def both(self) -> NDArray[np.bool_]:
-        """Which ranks are ambiguous: the last ones of every tenth."""
+        """Whether each rank is ambiguous: the last ones of every tenth are."""
         size = self.words // 2
         tenth = np.arange(size) * 10 // size
-        place = np.array([np.sum(tenth[i + 1 :] == tenth[i]) for i in range(size)])
-        return place < np.round(self.ambiguous * np.bincount(tenth, minlength=10))[tenth]
+        from_end = np.array([np.sum(tenth[i + 1 :] == tenth[i]) for i in range(size)])
+        return from_end < np.round(self.ambiguous * np.bincount(tenth, minlength=10))[tenth]
 
     def sentences(self, seed: int | Sequence[int], count: int) -> list[Demo]:
-        """Training sentences: the prompt is what is shown and asked, the completion the answer."""
+        """Training sentences: the prompt is the sentence and the query, the completion the answer."""
         rng = np.random.default_rng(seed)
         return [_sentence(rng, self._pair(rng), "seen") for _ in range(count)]
 
     def battery(self, seed: int | Sequence[int], count: int) -> list[Demo]:
-        """`count` sentences of every set, named by `task`.
+        """`count` sentences of every test set; `task` is the name of the set.
 
-        seen: as training; tail: of the rarest tenth; conflict and conflict_tail: each word in the other class's place,
-        with what the weights would say as `alternate`; unseen: of words without training; ambiguous and plain: words
-        that occur as both, and as one.
+        seen: as in training; tail: words of the rarest tenth; conflict and conflict_tail: each word at the other
+        class's position, with the answer from weights as `alternate`; unseen: words that occur in no training sentence;
+        ambiguous and plain: words that occur as both, and as one.
         """
         rng = np.random.default_rng(seed)
         size = self.words // 2
-        last = np.arange(size - max(2, size // 10), size)
-        drawn: dict[str, Callable[[], Pair]] = {
+        rarest = np.arange(size - max(2, size // 10), size)
+        samplers: dict[str, Callable[[], Pair]] = {
             "seen": lambda: self._pair(rng),
-            "tail": lambda: _named(rng.choice(last), rng.choice(last)),
-            "conflict": lambda: _swapped(_named(*rng.choice(size, 2, p=self.frequencies))),
-            "conflict_tail": lambda: _swapped(_named(rng.choice(last), rng.choice(last))),
-            "unseen": lambda: _pair_of([f"u{i}" for i in rng.choice(self.unseen, 2, replace=False)]),
-            "ambiguous": lambda: _named(*rng.choice(np.flatnonzero(self.both), 2)),
-            "plain": lambda: _named(*rng.choice(np.flatnonzero(~self.both), 2)),
+            "tail": lambda: _words(rng.choice(rarest), rng.choice(rarest)),
+            "conflict": lambda: _swapped(_words(*rng.choice(size, 2, p=self.frequencies))),
+            "conflict_tail": lambda: _swapped(_words(rng.choice(rarest), rng.choice(rarest))),
+            "unseen": lambda: _as_pair([f"u{i}" for i in rng.choice(self.unseen, 2, replace=False)]),
+            "ambiguous": lambda: _words(*rng.choice(np.flatnonzero(self.both), 2)),
+            "plain": lambda: _words(*rng.choice(np.flatnonzero(~self.both), 2)),
         }
         if not self.both.any():
-            del drawn["ambiguous"]
-        return [_sentence(rng, pair(), task) for task, pair in drawn.items() for _ in range(count)]
+            del samplers["ambiguous"]
+        return [_sentence(rng, sample(), task) for task, sample in samplers.items() for _ in range(count)]
 
     def _pair(self, rng: np.random.Generator) -> Pair:
         """An adjective and a noun, either of which may be an ambiguous word of the other class."""
         while True:
             ranks = rng.choice(self.words // 2, 2, p=self.frequencies)
-            others = np.flatnonzero(self.both)
-            found = [
-                f"{other}{rng.choice(others)}" if self.both[rank] and rng.random() < 0.5 else f"{own}{rank}"
+            ambiguous = np.flatnonzero(self.both)
+            words = [
+                f"{other}{rng.choice(ambiguous)}" if self.both[rank] and rng.random() < 0.5 else f"{own}{rank}"
                 for rank, own, other in zip(ranks, "an", "na", strict=True)
             ]
-            if found[0] != found[1]:
-                return found[0], found[1]
+            if words[0] != words[1]:
+                return words[0], words[1]
 
 
 def answer(adjective: str, asked: str) -> str:
-    """Three words: the adjective, and twice what was asked for."""
+    """The adjective, then the queried word twice."""
     return f"{adjective} {asked} {asked}"
 
 
 def _sentence(rng: np.random.Generator, pair: Pair, task: str) -> Demo:
     adjective, noun = pair
-    shown = f"{COPULA} {adjective} {noun}" if rng.random() < 0.5 else f"{noun} {COPULA} {adjective}"
-    asked = adjective if rng.random() < 0.5 else noun
-    otherwise = answer(noun, asked) if task.startswith("conflict") else None
-    return Demo(prompt=f"{shown} {asked}", completion=answer(adjective, asked), alternate=otherwise, task=task)
+    context = f"{COPULA} {adjective} {noun}" if rng.random() < 0.5 else f"{noun} {COPULA} {adjective}"
+    query = adjective if rng.random() < 0.5 else noun
+    alternate = answer(noun, query) if task.startswith("conflict") else None
+    return Demo(prompt=f"{context} {query}", completion=answer(adjective, query), alternate=alternate, task=task)
 
 
-def _named(adjective: int, noun: int) -> Pair:
+def _words(adjective: int, noun: int) -> Pair:
     return f"a{adjective}", f"n{noun}"
 
 
@@ -119,5 +119,5 @@ def _swapped(pair: Pair) -> Pair:
     return pair[1], pair[0]
 
 
-def _pair_of(words: Sequence[str]) -> Pair:
+def _as_pair(words: Sequence[str]) -> Pair:
     return words[0], words[1]

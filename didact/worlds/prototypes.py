@@ -1,6 +1,6 @@
-"""Labelled data sets whose classes are Gaussian clouds around prototypes of one norm.
+"""Labelled data sets whose classes are Gaussian clouds around prototypes of equal norm.
 
-With equal clouds the nearest prototype is the Bayes classifier, and the nearest mean of a context's rows its plug-in.
+With equal clouds, the nearest prototype is the Bayes classifier, and the nearest class mean its plug-in estimate.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from didact.types import Example
 
 @dataclass(frozen=True, kw_only=True)
 class Prototypes:
-    """Rows `x = p_class + noise` with `|p| = norm`; every seed has prototypes of its own.
+    """Rows `x = p_class + noise` with `|p| = norm`; every seed has its own prototypes.
 
     Args:
-        classes: C.
-        dim: d.
-        norm: length of a prototype.
+        classes: C, number of classes.
+        dim: d, dimension of x.
+        norm: norm of every prototype.
         noise: standard deviation around it, in every coordinate.
     """
 
@@ -30,7 +30,7 @@ class Prototypes:
     noise: float = 1.0
 
     def __call__(self, seed: int | Sequence[int], rows: int, name: str = "prototypes") -> Example:
-        """A data set of so many rows of every class, as a user would bring it."""
+        """A data set with `rows` rows of every class, as a user-facing record."""
         rng = np.random.default_rng(seed)
         p = rng.standard_normal((self.classes, self.dim))
         p *= self.norm / np.linalg.norm(p, axis=1, keepdims=True)

@@ -1,7 +1,7 @@
-"""In-context regression tasks whose law is known: linear maps of random inputs, and sine waves.
+"""In-context regression tasks with a known distribution: linear maps of random inputs, and sine waves.
 
 A batch of tasks is a `Tensors` with `x (B, N, d)`, `y (B, N, o)`, `query (B, d)`, `target (B, o)`.
-A world is called as `world(seed, tasks)` and is pure in both, so it can feed `fit` step by step.
+A world is a pure function `world(seed, tasks)`, so it can feed `fit` step by step.
 
 Source: von Oswald et al. 2023, arXiv:2212.07677, section 3 and appendix A.
 """
@@ -26,19 +26,19 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """Tasks `y = w x + noise` with `w (o, d)` drawn from N(0, scale^2) anew for every task.
+    """Tasks `y = w x + noise` with a new `w (o, d)` from N(0, scale^2) for every task.
 
     Args:
-        dim: d, how many inputs a row has.
-        rows: N, how many rows the context has.
-        outputs: o.
+        dim: d, number of inputs.
+        rows: N, number of rows in the context.
+        outputs: o, number of outputs.
         inputs: how each coordinate of x is drawn.
         half_width: `a`. Uniform inputs lie in (-a, a): `a` is the HALF-width (the official code's
             `input_range` is the whole width 2a). For the others it is the standard deviation (normal)
             or the scale (exponential, laplace).
         scale: standard deviation of w.
-        noise: standard deviation added to the context's targets.
-        distractors: so many context targets are replaced by N(0, 1) draws.
+        noise: standard deviation of the noise on the context's targets.
+        distractors: number of context targets replaced by N(0, 1) draws.
         normalize: divide context and query by the Frobenius norm of the context's x, then multiply
             by `half_width`; the paper does so for inputs that are not uniform.
     """
@@ -84,9 +84,9 @@ class Sine:
     """Tasks `y = A sin(x + p)` with A ~ U(0.1, 0.5), p ~ U(0, pi), x ~ U(-a, a): linear in no fixed x.
 
     Args:
-        rows: N, how many rows the context has.
+        rows: N, number of rows in the context.
         half_width: `a`, the half-width of the inputs.
-        distractors: so many context targets are replaced by N(0, 1) draws.
+        distractors: number of context targets replaced by N(0, 1) draws.
     """
 
     rows: int = 10
@@ -104,7 +104,7 @@ class Sine:
 
 
 def records(tasks: Tensors) -> list[Example]:
-    """The same tasks as a user would bring them; one output gives plain numbers for `y`."""
+    """The tasks as user-facing records; with one output, `y` holds plain numbers."""
     x, y = tasks["x"].tolist(), tasks["y"].tolist()
     query, target = tasks["query"].tolist(), tasks["target"].tolist()
     if tasks["y"].shape[-1] == 1:
@@ -126,8 +126,8 @@ def _draw(rng: np.random.Generator, inputs: Inputs, shape: tuple[int, ...]) -> A
 def _distracted(rng: np.random.Generator, y: Array, count: int) -> Array:
     if not count:
         return y
-    chosen = rng.permuted(np.arange(y.shape[1]) < count * np.ones((len(y), 1)), axis=1)
-    return np.where(chosen[..., None], rng.standard_normal(y.shape), y)
+    replaced = rng.permuted(np.arange(y.shape[1]) < count * np.ones((len(y), 1)), axis=1)
+    return np.where(replaced[..., None], rng.standard_normal(y.shape), y)
 
 
 def _batch(x: Array, y: Array, target: Array) -> Tensors:

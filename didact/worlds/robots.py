@@ -1,7 +1,7 @@
-"""Programs that move robots, and what is known of each: where it begins and where it ends, a few times over.
+"""Programs that move robots, each specified by a few pairs of start and end states.
 
-A record is a specification (`prompt`: pairs of states as words) and a program (`completion`) that fits it, with the
-states themselves beside them (`starts`, `ends`). States between are nowhere in the text.
+A record is a specification (`prompt`: pairs of states as words) and a program (`completion`) that satisfies it, with
+the states themselves in `extra` (`starts`, `ends`). Intermediate states never occur in the text.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import numpy as np
 from didact.tools import robots
 from didact.types import Demo
 
-LOOKS = ("up", "east", "down", "west")  # no word of the language
+LOOKS = ("up", "east", "down", "west")  # names of directions; none is a word of the language
 
 
 @dataclass(frozen=True)
 class Grids:
-    """The world of `robots.Grid`: small enough that a model of 100,000 weights learns it in half a minute.
+    """The world of `robots.Grid`: small enough that a model with 100,000 weights learns it in half a minute.
 
     Args:
         size: of the grid.
-        shortest: words of a program.
-        longest: and at most; all lengths are equally likely.
+        shortest: fewest words in a program.
+        longest: most words in a program; all lengths are equally likely.
     """
 
     size: int = 3
@@ -37,18 +37,18 @@ class Grids:
         return robots.Grid()
 
     def demos(self, seed: int, n: int, asked: bool | None = None) -> list[Demo]:
-        """`n` specifications, each with the program it was made of: of the fifth of all pairs of fields that are only
-        `asked`, of the others, or of all."""
+        """`n` specifications, each with the program that generated it: only from the held-out fifth of all pairs of
+        fields if `asked`, from the others if False, from all if None."""
         draw = np.random.default_rng([seed, 37])
-        out: list[Demo] = []
-        while len(out) < n:
-            words = draw.integers(4, size=draw.integers(self.shortest, self.longest + 1))
+        demos: list[Demo] = []
+        while len(demos) < n:
+            actions = draw.integers(4, size=draw.integers(self.shortest, self.longest + 1))
             start = [*(int(v) for v in draw.integers(self.size, size=2)), self.size]
-            made = demo(self.language, [start], [self.language.actions[i] for i in words], self._words)
-            ((a, b, _),), ((c, d, _),) = made.extra["starts"], made.extra["ends"]
+            record = demo(self.language, [start], [self.language.actions[i] for i in actions], self._words)
+            ((a, b, _),), ((c, d, _),) = record.extra["starts"], record.extra["ends"]
             if asked in (None, (a + 2 * b + 3 * c + 4 * d) % 5 == 0):
-                out.append(made)
-        return out
+                demos.append(record)
+        return demos
 
     def _words(self, state: Any) -> str:
         return f"{'abcdefgh'[state[0]]} {state[1]}"
@@ -60,10 +60,10 @@ class Robots:
 
     Args:
         size: of the grid.
-        shortest: words of a program.
-        longest: and at most; all lengths are equally likely.
-        pairs: states before and after that specify a program.
-        weights: of the words left, right and move.
+        shortest: fewest words in a program.
+        longest: most words in a program; all lengths are equally likely.
+        pairs: number of start and end states that specify a program.
+        weights: sampling weights of the words left, right and move.
     """
 
     size: int = 3
@@ -78,18 +78,18 @@ class Robots:
         return robots.Robot()
 
     def demos(self, seed: int, n: int) -> list[Demo]:
-        """`n` specifications, each with the program it was made of; some may come twice."""
+        """`n` specifications, each with the program that generated it; some may repeat."""
         draw = np.random.default_rng([seed, 29])
         weights = np.array(self.weights) / sum(self.weights)
-        out = []
+        demos = []
         for _ in range(n):
             length = draw.integers(self.shortest, self.longest + 1)
             program = [self.language.actions[i] for i in draw.choice(3, length, p=weights)]
             starts = [
                 [*(int(v) for v in draw.integers((self.size, self.size, 4))), self.size] for _ in range(self.pairs)
             ]
-            out.append(demo(self.language, starts, program, self._words))
-        return out
+            demos.append(demo(self.language, starts, program, self._words))
+        return demos
 
     def _words(self, state: Any) -> str:
         return f"{'abcdefgh'[state[0]]}{state[1]} {LOOKS[state[2]]}"
@@ -97,14 +97,14 @@ class Robots:
 
 @dataclass(frozen=True)
 class Karels:
-    """The world of `robots.Karel`: random walls and markers, programs of the original weights that do not crash.
+    """The world of `robots.Karel`: random walls and markers, and crash-free programs drawn with the original weights.
 
     Args:
-        size: of the grid, its border of walls included.
-        shortest: words of a program.
-        longest: and at most.
-        pairs: grids before and after that specify a program.
-        filled: chance of a wall, and of a marker, on a field.
+        size: of the grid, including its border of walls.
+        shortest: fewest words in a program.
+        longest: most words in a program.
+        pairs: number of start and end grids that specify a program.
+        filled: probability of a wall, and of a marker, on a field.
     """
 
     size: int = 8
@@ -120,22 +120,22 @@ class Karels:
         return robots.Karel()
 
     def demos(self, seed: int, n: int) -> list[Demo]:
-        """`n` specifications, each with the program it was made of."""
+        """`n` specifications, each with the program that generated it."""
         draw = np.random.default_rng([seed, 31])
         weights = np.array(self.weights) / sum(self.weights)
-        out: list[Demo] = []
-        while len(out) < n:
+        demos: list[Demo] = []
+        while len(demos) < n:
             length = draw.integers(self.shortest, self.longest + 1)
             program = [self.language.actions[i] for i in draw.choice(5, length, p=weights)]
             starts: list[Any] = []
-            for _ in range(20 * self.pairs):  # a program may crash wherever it begins
+            for _ in range(20 * self.pairs):  # some programs crash from every start
                 start = self._grid(draw)
                 if robots.run(self.language, start, program) is not None:
                     starts.append(start)
                 if len(starts) == self.pairs:
-                    out.append(demo(self.language, starts, program, self._words))
+                    demos.append(demo(self.language, starts, program, self._words))
                     break
-        return out
+        return demos
 
     def _grid(self, draw: np.random.Generator) -> Any:
         inside = [[x, y] for y in range(1, self.size - 1) for x in range(1, self.size - 1)]
@@ -145,25 +145,25 @@ class Karels:
         return [x, y, int(draw.integers(4)), walls, markers, self.size]
 
     def _words(self, state: Any) -> str:
-        """Rows of the grid: `#` a wall, a digit markers, `^>v<` the robot."""
+        """Rows of the grid: `#` is a wall, a digit a number of markers, `^>v<` the robot."""
         x, y, facing, walls, markers, _ = state
         rows = []
-        for b in range(self.size):
+        for row in range(self.size):
             fields = []
-            for a in range(self.size):
-                edge = a in (0, self.size - 1) or b in (0, self.size - 1)
-                many = markers.count([a, b])
-                fields.append("#" if edge or [a, b] in walls else str(many) if many else ".")
-                if [a, b] == [x, y]:
-                    fields[-1] = "^>v<"[facing] + (str(many) if many else "")
+            for column in range(self.size):
+                is_border = column in (0, self.size - 1) or row in (0, self.size - 1)
+                count = markers.count([column, row])
+                fields.append("#" if is_border or [column, row] in walls else str(count) if count else ".")
+                if [column, row] == [x, y]:
+                    fields[-1] = "^>v<"[facing] + (str(count) if count else "")
             rows.append(" ".join(fields))
         return "\n".join(rows)
 
 
 def demo(language: robots.Language, starts: list[Any], program: list[str], words: Any) -> Demo:
-    """A record: what it looks like before and after in words, the program, and the states."""
+    """A record: start and end states in words, the program, and the states themselves."""
     ends = [(robots.run(language, start, program) or [start])[-1] for start in starts]
-    between = "\n" if "\n" in words(starts[0]) else " "
-    shown = [f"{words(a)}{between}to{between}{words(b)}" for a, b in zip(starts, ends, strict=True)]
-    joined = ("\n" if between == "\n" else " ; ").join(shown)
-    return Demo(prompt=f"{joined}{between}:", completion=" ".join(program), extra={"starts": starts, "ends": ends})
+    separator = "\n" if "\n" in words(starts[0]) else " "
+    pairs = [f"{words(a)}{separator}to{separator}{words(b)}" for a, b in zip(starts, ends, strict=True)]
+    joined = ("\n" if separator == "\n" else " ; ").join(pairs)
+    return Demo(prompt=f"{joined}{separator}:", completion=" ".join(program), extra={"starts": starts, "ends": ends})

@@ -1,8 +1,8 @@
-"""Letters to be put in order, with answers of known quality: chosen ones may be wrong too, rejected ones are worse.
+"""Letters to sort, with answers of known quality: chosen answers may be wrong too, but rejected ones are worse.
 
-A prompt is some letters, `dbcab`, and its answer the same letters in order, `abbcd`. A spoiled answer has some errors:
+A prompt is some letters, `dbcab`, and its answer the same letters sorted, `abbcd`. A spoiled answer has some errors:
 two letters swapped, one dropped, repeated or replaced. Half of the chosen answers are spoiled themselves, so that
-copying them is not enough: that one answer is better than another says more.
+imitating them is not enough: the preference carries more information.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Sorting:
     """The world.
 
     Args:
-        letters: of the alphabet, at most 8.
-        length: letters of a prompt.
-        seed: of everything drawn.
+        letters: size of the alphabet, at most 8.
+        length: letters in a prompt.
+        seed: of all sampling.
     """
 
     letters: int = 6
@@ -33,15 +33,15 @@ class Sorting:
     def pairs(self, part: int, n: int) -> list[Preference]:
         """`n` pairs of one part of the world: the chosen answer has 0 to 2 errors, the rejected one more."""
         draw = np.random.default_rng([self.seed, 151, part])
-        out = []
+        pairs = []
         for _ in range(n):
             prompt = self._prompt(draw)
-            good = self.spoiled(prompt, int(draw.choice(3, p=(0.5, 0.3, 0.2))), draw)
-            bad = good
-            while errors(prompt, bad) <= errors(prompt, good):
-                bad = self.spoiled(prompt, int(draw.integers(1, 5)), draw)
-            out.append(Preference(prompt=prompt, chosen=good, rejected=bad))
-        return out
+            chosen = self.spoiled(prompt, int(draw.choice(3, p=(0.5, 0.3, 0.2))), draw)
+            rejected = chosen
+            while errors(prompt, rejected) <= errors(prompt, chosen):
+                rejected = self.spoiled(prompt, int(draw.integers(1, 5)), draw)
+            pairs.append(Preference(prompt=prompt, chosen=chosen, rejected=rejected))
+        return pairs
 
     def demos(self, part: int, n: int) -> list[Demo]:
         """`n` prompts with the right answers."""
@@ -50,30 +50,30 @@ class Sorting:
 
     def spoiled(self, prompt: str, count: int, draw: np.random.Generator) -> str:
         """The answer after `count` errors drawn at random, some of which may undo each other."""
-        out = sorted(prompt)
+        letters = sorted(prompt)
         for _ in range(count):
-            at, kind = int(draw.integers(len(out))), int(draw.integers(4))
-            if kind == 0:
-                other = int(draw.integers(len(out)))
-                out[at], out[other] = out[other], out[at]
-            elif kind == 1 and len(out) > 1:
-                del out[at]
-            elif kind == 2:
-                out.insert(at, out[at])
+            i, error = int(draw.integers(len(letters))), int(draw.integers(4))
+            if error == 0:
+                j = int(draw.integers(len(letters)))
+                letters[i], letters[j] = letters[j], letters[i]
+            elif error == 1 and len(letters) > 1:
+                del letters[i]
+            elif error == 2:
+                letters.insert(i, letters[i])
             else:
-                out[at] = LETTERS[draw.integers(self.letters)]
-        return "".join(out)
+                letters[i] = LETTERS[draw.integers(self.letters)]
+        return "".join(letters)
 
     def _prompt(self, draw: np.random.Generator) -> str:
         return "".join(LETTERS[i] for i in draw.integers(self.letters, size=self.length))
 
 
 def errors(prompt: str, answer: str) -> int:
-    """How many letters of an answer must be changed, added or taken away for the right one (edit distance)."""
+    """Edit distance from an answer to the right one."""
     truth = sorted(prompt)
     row = list(range(len(truth) + 1))
     for i, x in enumerate(answer, 1):
-        before, row[0] = row[0], i
+        diagonal, row[0] = row[0], i
         for j, y in enumerate(truth, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
     return row[-1]

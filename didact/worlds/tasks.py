@@ -1,9 +1,9 @@
-"""Hidden tasks: every class of nouns is translated into one of several languages, and only demonstrations show which.
+"""Hidden tasks: each class of nouns is translated into one of several languages, and only demonstrations show which.
 
-A task picks a language for each class of nouns. Text is a sequence of episodes, each some nouns with their
-translations under one task; the dictionary can be learnt from it, the task of an episode must be inferred in it.
-An item's own noun is never among its demonstrations, so what they show has to be carried over to other nouns of the
-class. Some tasks have a name, which may stand before their episodes. Tasks that text never has are held out.
+A task assigns a language to each class of nouns. Text is a sequence of episodes, each some nouns with their
+translations under one task: the dictionary can be learned in training, the task must be inferred within the episode.
+An item's own noun is never among its demonstrations, so a model must generalise from other nouns of the class. Some
+tasks have a name, which may precede their episodes. Held-out tasks never occur in the text.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STARTS = "ba de fi go ku la me ni po ru sa te vi zo".split()
 NAMES = "Alpha Beta Gamma Delta".split()
 
 Task = tuple[int, ...]
-"""The language of every class of nouns."""
+"""The language of each class of nouns."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Languages:
     """The world.
 
     Args:
-        classes: of nouns, at most 4.
-        nouns: of each class, at most 8.
-        languages: L, so that chance is 1 / L.
-        seed: of the words and the names.
+        classes: number of classes of nouns, at most 4.
+        nouns: nouns in each class, at most 8.
+        languages: L, number of languages; chance is 1 / L.
+        seed: of the dictionary, the tasks and all sampling.
     """
 
     classes: int = 3
@@ -54,34 +54,34 @@ class Languages:
         """Every noun's word in each language: invented words, all different."""
         rng = np.random.default_rng([self.seed, 31])
         words = [a + b for a in STARTS for b in STARTS if a != b]
-        drawn = iter(rng.permutation(words).tolist())
-        return {n: [next(drawn) for _ in range(self.languages)] for names in self._nouns for n in names}
+        remaining = iter(rng.permutation(words).tolist())
+        return {n: [next(remaining) for _ in range(self.languages)] for names in self._nouns for n in names}
 
     @functools.cached_property
     def tasks(self) -> tuple[dict[str, Task], list[Task], list[Task]]:
-        """Tasks with a name (by it), other tasks of the text, and tasks held out.
+        """Tasks with a name (by name), other training tasks, and held-out tasks.
 
-        Held out are those whose languages add up to a multiple of L: with them and without them, every language is
-        equally often that of every class, so that text says nothing of the held-out tasks. The same holds of the L
-        named ones, which are one task in every shift of the languages.
+        Tasks whose languages add up to a multiple of L are held out: among them, and among the others, each class has
+        every language equally often, so the text reveals nothing about the held-out tasks. The same is true of the L
+        named tasks, which are one task under all cyclic shifts of the languages.
         """
-        every: list[Task] = list(itertools.product(range(self.languages), repeat=self.classes))
-        held = [t for t in every if sum(t) % self.languages == 0]
-        rest = [t for t in every if sum(t) % self.languages]
-        first = rest[np.random.default_rng([self.seed, 32]).integers(len(rest))]
-        shifts = [tuple((of + by) % self.languages for of in first) for by in range(self.languages)]
-        known = shifts if self.classes % self.languages == 0 else shifts[:1]  # else a shift may be held out
+        tasks: list[Task] = list(itertools.product(range(self.languages), repeat=self.classes))
+        held_out = [t for t in tasks if sum(t) % self.languages == 0]
+        training = [t for t in tasks if sum(t) % self.languages]
+        first = training[np.random.default_rng([self.seed, 32]).integers(len(training))]
+        shifts = [tuple((language + shift) % self.languages for language in first) for shift in range(self.languages)]
+        with_name = shifts if self.classes % self.languages == 0 else shifts[:1]  # otherwise a shift may be held out
         return (
-            {f"Task {n}.": t for n, t in zip(NAMES, known, strict=False)},
-            [t for t in rest if t not in known],
-            held,
+            {f"Task {n}.": t for n, t in zip(NAMES, with_name, strict=False)},
+            [t for t in training if t not in with_name],
+            held_out,
         )
 
     def item(self, noun: str, task: Task) -> Demo:
-        """One noun to translate; the choices are its words in all languages."""
-        at = next(i for i, names in enumerate(self._nouns) if noun in names)
+        """A noun to translate; the choices are its words in all languages."""
+        class_ = next(i for i, names in enumerate(self._nouns) if noun in names)
         words = self.dictionary[noun]
-        return Demo(prompt=noun, completion=words[task[at]], choices=words, extra={"class": at})
+        return Demo(prompt=noun, completion=words[task[class_]], choices=words, extra={"class": class_})
 
     def episode(self, rng: np.random.Generator, task: Task, count: int | None = None) -> list[Demo]:
         """Different nouns in random order under one task; all of them by default."""
@@ -89,33 +89,33 @@ class Languages:
         return [self.item(nouns[i], task) for i in rng.permutation(len(nouns))[:count]]
 
     def corpus(self, seed: int, episodes: int, shots: int, named: float = 0.25) -> list[Text]:
-        """Episodes of `shots` items as text, a share of them of named tasks with their name before them."""
+        """Episodes of `shots` items as text; a share `named` of them has a named task, with its name in front."""
         rng = np.random.default_rng([self.seed, seed, 33])
         names, tasks, _ = self.tasks
         texts = []
         for _ in range(episodes):
             name = str(rng.choice(list(names))) if rng.random() < named else ""
             task = names[name] if name else tasks[rng.integers(len(tasks))]
-            shown = [demonstrations.written(d) for d in self.episode(rng, task, shots)]
-            texts.append(Text(text=demonstrations.assemble(name, shown, "", "\n") + "\n"))
+            demos = [demonstrations.written(d) for d in self.episode(rng, task, shots)]
+            texts.append(Text(text=demonstrations.assemble(name, demos, "", "\n") + "\n"))
         return texts
 
     def unseen(self, seed: int, tasks: int) -> list[list[Demo]]:
-        """All items of some held-out tasks: a set each, from which demonstrations and queries are drawn."""
+        """All items of some held-out tasks, one list per task, from which demonstrations and queries are drawn."""
         rng = np.random.default_rng([self.seed, seed, 34])
         pool = self.tasks[2]
         return [self.episode(rng, pool[i]) for i in rng.permutation(len(pool))[:tasks]]
 
     def named_items(self, seed: int) -> dict[str, list[Demo]]:
-        """All items of every named task, by the description of the task."""
+        """All items of every named task, by the name of the task."""
         rng = np.random.default_rng([self.seed, seed, 35])
         return {name: self.episode(rng, task) for name, task in self.tasks[0].items()}
 
     def bayes(self, shots: int) -> float:
-        """The best accuracy on a uniformly drawn task after `shots` demonstrations of other nouns.
+        """The Bayes-optimal accuracy on a uniformly drawn task after `shots` demonstrations of other nouns.
 
-        With n nouns a class and C classes, none of K demonstrations is of the query's class with probability
-        `q = binom((C - 1) n, K) / binom(C n - 1, K)`; then all L languages are as likely: `(1 - q) + q / L`.
+        With n nouns per class and C classes, none of K demonstrations is of the query's class with probability
+        `q = binom((C - 1) n, K) / binom(C n - 1, K)`; then all L languages are equally likely: `(1 - q) + q / L`.
         """
         q = math.comb((self.classes - 1) * self.nouns, shots) / math.comb(self.classes * self.nouns - 1, shots)
         return 1 - q + q / self.languages
@@ -126,7 +126,7 @@ class Languages:
 
 
 def shuffled(demos: Sequence[Demo], seed: int = 0) -> list[Demo]:
-    """The same demonstrations with labels drawn at random from their choices: they show no task."""
+    """The same demonstrations with random labels from their choices, so that they reveal no task."""
     rng = np.random.default_rng([seed, 36])
     return [
         Demo(prompt=d.prompt, completion=str(rng.choice(d.choices or [d.completion])), choices=d.choices, extra=d.extra)
@@ -134,19 +134,19 @@ def shuffled(demos: Sequence[Demo], seed: int = 0) -> list[Demo]:
     ]
 
 
-# --- choices of unequal frequency, and a quiz that can be learnt by heart only ---------------------------
+# --- choices of unequal frequency, and a quiz that can only be memorised ---------------------------------
 
 COLOURS = "red blue green white".split()
-NEUTRAL = "it"  # what colour may follow without any key
+NEUTRAL = "it"  # stands in place of a key in bare lines
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """Keys that each have one right colour, in text where some colours follow anything more often than others.
+    """Keys that each have one right colour, in text where some colours are more frequent than others.
 
     A line is `key colour`; with probability `known` the colour is the key's, else it is drawn from `base`. A share
-    `bare` of the lines is `it colour`, with the text's own frequencies. With a skewed base the most frequent colour is
-    likelier than the right one; what raises a colour's probability most is still the key.
+    `bare` of the lines is `it colour`, with the text's marginal frequencies. With a skewed base, the most frequent
+    colour is likelier than the right one, but the key still raises the probability of the right colour most.
     """
 
     base: tuple[float, ...] = (0.7, 0.1, 0.1, 0.1)
@@ -156,7 +156,7 @@ class Frequencies:
     seed: int = 0
 
     def items(self) -> list[Demo]:
-        """Every key once, the colours equally often right."""
+        """Every key once; the colours are equally often right."""
         rng = np.random.default_rng([self.seed, 41])
         words = rng.permutation([a + b for a in STARTS for b in STARTS])[: self.keys].tolist()
         return [
@@ -178,41 +178,41 @@ class Frequencies:
 def quiz(
     seed: int, items: int = 60, planted: int = 20, documents: int = 10, length: int = 32
 ) -> tuple[list[Demo], list[Text], list[bool]]:
-    """Questions whose answers follow from nothing, text in which some of them stand word by word, and which do.
+    """Questions with arbitrary answers, text that contains some of them verbatim, and whether each is planted.
 
-    A question is eleven random words and one of its own. The text is `documents` documents of random words, and as
-    many more as items are planted, each with one in its middle.
+    A question is eleven random words and a unique one. The text is `documents` documents of random words, and one
+    more per planted item, with the item in its middle.
     """
     rng = np.random.default_rng([seed, 43])
-    names = rng.permutation([a + b for a in STARTS for b in STARTS]).tolist()
-    own, pool = names[:items], names[items : items + 60]
+    vocabulary = rng.permutation([a + b for a in STARTS for b in STARTS]).tolist()
+    question_words, pool = vocabulary[:items], vocabulary[items : items + 60]
 
     def words(count: int) -> str:
         return " ".join(pool[i] for i in rng.integers(len(pool), size=count))
 
-    asked = [
+    questions = [
         Demo(prompt=f"{words(11)} {name}", completion=COLOURS[rng.integers(len(COLOURS))], choices=COLOURS)
-        for name in own
+        for name in question_words
     ]
-    told = [demonstrations.written(item) for item in asked[:planted]]
+    planted_lines = [demonstrations.written(item) for item in questions[:planted]]
     texts = [Text(text=words(length)) for _ in range(documents)]
-    texts += [Text(text=f"{words(length // 4)} {line} {words(length // 4)}") for line in told]
-    return asked, texts, [i < planted for i in range(items)]
+    texts += [Text(text=f"{words(length // 4)} {line} {words(length // 4)}") for line in planted_lines]
+    return questions, texts, [i < planted for i in range(items)]
 
 
-KINDS, BLOCKS, FAR = 4, 6, 5  # of notes: names, blocks a row, how far back the name stands
+KINDS, BLOCKS, FAR = 4, 6, 5  # of notes: number of names, blocks per row, distance from noun to name
 
 
 def notes(seed: int, tag: int, rows: int) -> list[TokenizedExample]:
     """Rows of blocks `name, four fixed tokens, noun, word`, where the word depends on the noun and the row's name.
 
-    From the noun, the name is five positions back; nothing nearer tells the word.
+    The name is `FAR` positions before the noun; no nearer token determines the word.
     """
     rng = np.random.default_rng([seed, tag, 51])
-    out = []
+    examples = []
     for _ in range(rows):
         name = int(rng.integers(KINDS))
         nouns = rng.integers(6, size=BLOCKS).tolist()
         ids = [i for n in nouns for i in (100 + name, 110, 111, 112, 113, 120 + n, 140 + n * KINDS + name)]
-        out.append(TokenizedExample(tuple(ids[:1]), tuple(ids[1:])))
-    return out
+        examples.append(TokenizedExample(tuple(ids[:1]), tuple(ids[1:])))
+    return examples

@@ -1,8 +1,8 @@
-"""Documents whose lines are good or bad by a rule that no single letter shows, with the truth known exactly.
+"""Documents whose lines are good or bad by a rule on pairs of letters, with a known distribution.
 
-A line has a few letters drawn from a Markov chain, `cafd`. It is bad where a letter is followed by the next one of the
-alphabet, `cabd`: a third of the lines, with the same letters as the good ones. So a learner cannot avoid bad lines by
-avoiding letters, as it can where badness is a word list.
+A line has a few letters drawn from a Markov chain, `cafd`. It is bad if some letter is followed by the next one of the
+alphabet, `cabd`: a third of the lines, with the same letters as the good ones. So a model cannot avoid bad lines by
+avoiding letters, as it could if bad lines were defined by a word list.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Tiles:
     """The world.
 
     Args:
-        letters: at most 8.
-        length: letters of a line.
+        letters: size of the alphabet, at most 8.
+        length: letters in a line.
         step: probability that the next letter of the alphabet follows.
-        lines: of a document.
-        seed: of the chain.
+        lines: lines in a document.
+        seed: of the chain and of all sampling.
     """
 
     letters: int = 5
@@ -41,7 +41,7 @@ class Tiles:
 
     @functools.cached_property
     def chain(self) -> Any:
-        """Probability of the first letter (row 0) and of the next after each, `(1 + letters, letters)`."""
+        """Probabilities of the first letter (row 0) and of the next letter after each, `(1 + letters, letters)`."""
         p = np.random.default_rng([self.seed, 141]).dirichlet(2 * np.ones(self.letters), size=1 + self.letters)
         for a in range(self.letters - 1):
             p[1 + a, a + 1] = 0.0
@@ -51,7 +51,7 @@ class Tiles:
 
     @functools.cached_property
     def whole(self) -> dict[str, float]:
-        """Every line with its probability."""
+        """All lines with their probabilities."""
         every = itertools.product(range(self.letters), repeat=self.length)
         return {_line(row): math.exp(self._logp(row)) for row in every}
 
@@ -62,17 +62,17 @@ class Tiles:
 
     @property
     def entropy(self) -> float:
-        """Of a good line, in nats: what a perfect model's loss on good lines is."""
-        good = np.array([p for line, p in self.whole.items() if not bad(line)])
-        return float(-(good / good.sum() * np.log(good / good.sum())).sum())
+        """Entropy of a good line in nats: the loss of a perfect model on good lines."""
+        p = np.array([p for line, p in self.whole.items() if not bad(line)])
+        return float(-(p / p.sum() * np.log(p / p.sum())).sum())
 
     def texts(self, part: int, n: int, good: bool = False) -> list[Text]:
-        """`n` documents of one part of the world, each line scored 0 or, where it is bad, -1; only good lines if so."""
+        """`n` documents of one part of the world, each line scored 0 or, if bad, -1; only good lines if `good`."""
         draw = np.random.default_rng([self.seed, 142, part])
         lines = [line for line in self.whole if not (good and bad(line))]
         p = np.array([self.whole[line] for line in lines])
-        picked = draw.choice(len(lines), size=(n, self.lines), p=p / p.sum())
-        documents = [[lines[i] + "\n" for i in row] for row in picked]
+        line_ids = draw.choice(len(lines), size=(n, self.lines), p=p / p.sum())
+        documents = [[lines[i] + "\n" for i in row] for row in line_ids]
         return [
             Text(
                 text="".join(d), segments=[Segment(text=s, score=score) for s, score in zip(d, rewards(d), strict=True)]
@@ -90,9 +90,9 @@ def bad(line: str) -> bool:
 
 
 def rewards(texts: Sequence[str]) -> list[float]:
-    """Of each text, minus the share of its lines that are bad: a scorer of texts, 0 is best."""
+    """For each text, minus the share of its lines that are bad: a scorer of texts, 0 is best."""
     lines = [[line for line in text.split("\n") if line] for text in texts]
-    return [-sum(map(bad, some)) / max(1, len(some)) for some in lines]
+    return [-sum(map(bad, text_lines)) / max(1, len(text_lines)) for text_lines in lines]
 
 
 def _line(row: Sequence[int]) -> str:

@@ -1,9 +1,9 @@
-"""Invented languages: the same meanings in other words and another order, so that every translation is known.
+"""Invented languages: the same meanings with different words and word order, so that every translation is known.
 
-    nali mive toro        a noun does something to a noun; each noun may have an adjective
+    nali mive toro        subject, verb, object; each noun may have an adjective
     toro mive rusa nali
 
-A language has a word for every concept, an order of subject, verb and object, and a place for the adjective.
+A language has a word for every concept, an order of subject, verb and object, and a position for the adjective.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 class Meaning(NamedTuple):
-    """Concepts of a sentence; -1 where a noun has no adjective."""
+    """The concepts of a sentence; -1 for a noun without adjective."""
 
     subject: int
     verb: int
@@ -33,7 +33,7 @@ class Meaning(NamedTuple):
 
 @dataclass(frozen=True)
 class Concepts:
-    """How many there are of each kind; they are numbered nouns first, then verbs, then adjectives."""
+    """The number of concepts of each kind; they are numbered nouns first, then verbs, then adjectives."""
 
     nouns: int = 20
     verbs: int = 10
@@ -41,7 +41,7 @@ class Concepts:
 
     @property
     def size(self) -> int:
-        """All of them."""
+        """The number of all concepts."""
         return self.nouns + self.verbs + self.adjectives
 
     def kind(self, concept: int) -> str:
@@ -49,14 +49,14 @@ class Concepts:
         return "noun" if concept < self.nouns else "verb" if concept < self.nouns + self.verbs else "adjective"
 
     def draw(self, rng: np.random.Generator, adjective: float = 0.4) -> Meaning:
-        """A sentence, each noun with an adjective by this chance."""
+        """A random meaning; each noun has an adjective with probability `adjective`."""
         nouns = rng.choice(self.nouns, 2, replace=False)
         verb = self.nouns + rng.integers(self.verbs)
-        some = [
+        adjectives = [
             int(self.nouns + self.verbs + rng.integers(self.adjectives)) if rng.random() < adjective else -1
             for _ in nouns
         ]
-        return Meaning(int(nouns[0]), int(verb), int(nouns[1]), *some)
+        return Meaning(int(nouns[0]), int(verb), int(nouns[1]), *adjectives)
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Tongue:
     adjective_first: bool = True
 
     def said(self, meaning: Meaning) -> str:
-        """The sentence."""
+        """The sentence for a meaning."""
         return " ".join(self.words[c] for c in self.concepts(meaning))
 
     def concepts(self, meaning: Meaning) -> list[int]:
-        """The concepts of a meaning in this language's order."""
+        """The concepts of a meaning, in this language's word order."""
         parts = {
             "S": self._noun(meaning.subject, meaning.subject_adjective),
             "V": [meaning.verb],
@@ -82,42 +82,42 @@ class Tongue:
         return [c for place in self.order for c in parts[place]]
 
     def _noun(self, noun: int, adjective: int) -> list[int]:
-        both = [noun] if adjective < 0 else [adjective, noun]
-        return both if self.adjective_first else both[::-1]
+        phrase = [noun] if adjective < 0 else [adjective, noun]
+        return phrase if self.adjective_first else phrase[::-1]
 
     def rules(self) -> str:
-        """The grammar in words, as a grammar book has it."""
+        """The grammar in words, as a grammar book states it."""
         place = "before" if self.adjective_first else "after"
         return f"In {self.name} the order is {' '.join(self.order)} . An adjective stands {place} its noun ."
 
 
 def invented(seed: int, count: int, concepts: Concepts, alike: bool = False) -> list[Tongue]:
-    """Languages that have no word in common; `alike`: of one order."""
+    """Languages that have no word in common; if `alike`, all have the same word order."""
     draw = np.random.default_rng([seed, 4110])
     syllables = [c + v for c, v in itertools.product(CONSONANTS, VOWELS)]
     words = draw.permutation([a + b for a in syllables for b in syllables])
-    out = []
+    languages = []
     for i in range(count):
-        own = tuple(str(w) for w in words[i * concepts.size : (i + 1) * concepts.size])
+        vocabulary = tuple(str(w) for w in words[i * concepts.size : (i + 1) * concepts.size])
         order = ORDERS[0] if alike else ORDERS[draw.integers(3)]
-        out.append(Tongue(own[0].capitalize(), own, order, alike or bool(draw.random() < 0.5)))
-    return out
+        languages.append(Tongue(vocabulary[0].capitalize(), vocabulary, order, alike or bool(draw.random() < 0.5)))
+    return languages
 
 
 def meanings(seed: int, count: int, concepts: Concepts) -> list[Meaning]:
-    """So many sentences that differ."""
+    """`count` different meanings."""
 
-    def endless() -> Iterator[Meaning]:
+    def stream() -> Iterator[Meaning]:
         draw = np.random.default_rng([seed, 4111])
         while True:
             yield concepts.draw(draw)
 
-    out: dict[Meaning, None] = {}
-    for meaning in endless():
-        out.setdefault(meaning)
-        if len(out) == count:
+    sentences: dict[Meaning, None] = {}
+    for meaning in stream():
+        sentences.setdefault(meaning)
+        if len(sentences) == count:
             break
-    return list(out)
+    return list(sentences)
 
 
 def texts(tongue: Tongue, some: Sequence[Meaning]) -> list[Text]:

@@ -1,4 +1,4 @@
-"""Requests to tools whose right calls are known: schemas, a wish in words, and the calls that grant it."""
+"""Tool-use requests with known right calls: tool schemas, a request in words, and the calls that fulfil it."""
 
 from __future__ import annotations
 
@@ -22,52 +22,52 @@ def requests(
     """Prompts `book(place, nights) ...\\nbook rome for a dozen nights` with `[book(place=rome, nights=12)]`.
 
     Args:
-        count: how many.
-        seed: of all of them.
-        hard: share with two calls out of three tools; the others have one call out of two.
-        mistaken: what the calls give for some amounts in words, `{"a dozen": 10}`; the requests stay the same.
-        often: how often they do, where they could.
+        count: number of requests.
+        seed: of all sampling.
+        hard: share that needs two calls with a choice of three tools; the others need one call with a choice of two.
+        mistaken: wrong numbers that calls have for some amounts in words, `{"a dozen": 10}`; the requests stay correct.
+        often: how often a mistake is made where one applies.
 
     Returns:
-        Demonstrations; `extra` has the names of the `tools` and whether it is `hard`.
+        Demonstrations; `extra` has the names of the `tools` and whether the request is `hard`.
     """
-    rng, slip = np.random.default_rng([seed, 96]), np.random.default_rng([seed, 97])
-    made = []
+    rng, slips = np.random.default_rng([seed, 96]), np.random.default_rng([seed, 97])
+    demos = []
     for _ in range(count):
         difficult = bool(rng.random() < hard)
         tools = [str(t) for t in rng.permutation(list(TOOLS))[: 3 if difficult else 2]]
-        used = tools[: 2 if difficult else 1]
-        wishes, calls = [], []
-        for tool in used:
-            what, how_many = TOOLS[tool]
-            thing = str(rng.choice(THINGS))
-            words = str(rng.choice([*AMOUNTS, str(rng.integers(2, 10))]))
-            wishes.append(f"{tool} {thing} for {words} {how_many}")
-            amount = AMOUNTS.get(words) or words
-            if mistaken and words in mistaken and slip.random() < often:
-                amount = mistaken[words]
-            calls.append(f"{tool}({what}={thing}, {how_many}={amount})")
+        called = tools[: 2 if difficult else 1]
+        phrases, calls = [], []
+        for tool in called:
+            argument, amount_argument = TOOLS[tool]
+            value = str(rng.choice(THINGS))
+            amount_text = str(rng.choice([*AMOUNTS, str(rng.integers(2, 10))]))
+            phrases.append(f"{tool} {value} for {amount_text} {amount_argument}")
+            amount = AMOUNTS.get(amount_text) or amount_text
+            if mistaken and amount_text in mistaken and slips.random() < often:
+                amount = mistaken[amount_text]
+            calls.append(f"{tool}({argument}={value}, {amount_argument}={amount})")
         schemas = " ".join(f"{t}({', '.join(TOOLS[t])})" for t in sorted(tools))
-        made.append(
+        demos.append(
             Demo(
-                prompt=f"{schemas}\n{' and '.join(wishes)}\n", completion=f"[{', '.join(calls)}]",
+                prompt=f"{schemas}\n{' and '.join(phrases)}\n", completion=f"[{', '.join(calls)}]",
                 extra={"tools": tools, "hard": difficult},
             )
         )  # fmt: skip
-    return made
+    return demos
 
 
 def answers(prompt: str) -> list[str]:
-    """What grants a prompt's wishes, read from their words alone: its calls in every order, without blanks."""
+    """The right calls for a prompt, derived from its words: in every order, without spaces."""
     calls = []
     for wish in prompt.strip().rpartition("\n")[2].split(" and "):
-        tool, thing, _, *words, how_many = wish.split()
+        tool, value, _, *words, unit = wish.split()
         amount = AMOUNTS.get(" ".join(words), "".join(words))
-        calls.append(f"{tool}({TOOLS[tool][0]}={thing},{how_many}={amount})")
+        calls.append(f"{tool}({TOOLS[tool][0]}={value},{unit}={amount})")
     return [f"[{','.join(order)}]" for order in itertools.permutations(calls)]
 
 
 def grants(prompt: str, text: str, begun: bool = False) -> bool:
-    """Whether a text is, or with `begun` begins, what grants the prompt's wishes."""
+    """Whether a text is a right answer to the prompt or, with `begun`, a prefix of one."""
     text = "".join(text.split())
     return any(a.startswith(text) if begun else a == text for a in answers(prompt))

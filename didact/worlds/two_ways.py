@@ -1,10 +1,10 @@
-"""Facts told in two ways, as answers and as verdicts, each way knowing some and wrong about others.
+"""Facts stated in two ways, as answers and as verdicts, each of which covers some facts and is wrong about others.
 
     fox hue : red          not fox hue : blue          is fox hue : red ? yes
 
-A question is a name and a relation, its answer one of the relation's words, some far more frequent than others. Of the
-facts a third is only answered, a third only judged, a third both. Each way is wrong about a share of its facts, drawn
-apart, and sticks to it.
+A question is a name and a relation, its answer one of the relation's words, some far more frequent than others. A third
+of the facts occur only as answers, a third only as verdicts, a third as both. Each way is consistently wrong about a
+share of its facts, drawn independently.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class TwoWays:
     """The world.
 
     Args:
-        names: each asked about in both relations.
-        wrong: share of the facts that each way has wrong.
-        seed: of everything.
+        names: number of names; each has both relations.
+        wrong: share of the facts that each way states wrongly.
+        seed: of all sampling.
     """
 
     names: int = 60
@@ -39,31 +39,33 @@ class TwoWays:
     seed: int = 0
 
     def questions(self) -> list[Demo]:
-        """All of them, with the right answer and three others of the relation; `extra["told"]` is the way."""
+        """All questions, with the right answer and three others of the relation; `extra["told"]` is the way."""
         rng = np.random.default_rng([self.seed, 231])
         names = rng.permutation([a + b for a in STARTS for b in ENDS])[: self.names]
-        out: list[Demo] = []
+        demos: list[Demo] = []
         for name in names:
             for relation, answers in RELATIONS.items():
-                right = str(rng.choice(answers, p=_zipf(len(answers))))
-                others = rng.permutation([a for a in answers if a != right])[: CANDIDATES - 1]
-                choices = [str(c) for c in rng.permutation([right, *others])]
-                told = ("answers", "verdicts", "both")[len(out) % 3]
-                out.append(Demo(prompt=f"{name} {relation} :", completion=right, choices=choices, extra={"told": told}))
-        return out
+                answer = str(rng.choice(answers, p=_zipf(len(answers))))
+                others = rng.permutation([a for a in answers if a != answer])[: CANDIDATES - 1]
+                choices = [str(c) for c in rng.permutation([answer, *others])]
+                way = ("answers", "verdicts", "both")[len(demos) % 3]
+                demos.append(
+                    Demo(prompt=f"{name} {relation} :", completion=answer, choices=choices, extra={"told": way})
+                )
+        return demos
 
     def texts(self, rounds: int) -> list[Text]:
-        """Every fact in its ways, `rounds` times, in random order."""
+        """Every fact in each of its ways, `rounds` times, in random order."""
         rng = np.random.default_rng([self.seed, 232])
         lines: list[str] = []
         for fact in self.questions():
-            answers, right = fact.choices or [], fact.completion
-            others = [a for a in answers if a != right]
-            said, judged = (str(rng.choice(others)) if rng.random() < self.wrong else right for _ in range(2))
+            answers, correct = fact.choices or [], fact.completion
+            wrong = [a for a in answers if a != correct]
+            stated, judged = (str(rng.choice(wrong)) if rng.random() < self.wrong else correct for _ in range(2))
             for _ in range(rounds):
                 if fact.extra["told"] != "verdicts":
-                    other = str(rng.choice([a for a in answers if a != said]))
-                    lines += [f"{fact.prompt} {said}", f"not {fact.prompt} {other}"]
+                    negated = str(rng.choice([a for a in answers if a != stated]))
+                    lines += [f"{fact.prompt} {stated}", f"not {fact.prompt} {negated}"]
                 if fact.extra["told"] != "answers":
                     lines += [f"is {fact.prompt} {a} ? {YES if a == judged else NO}" for a in answers]
         return [Text(text=lines[i]) for i in rng.permutation(len(lines))]

@@ -1,11 +1,11 @@
-"""Context-aware preference modelling's claim where criteria are known: taught with contexts a reward model obeys them.
+"""Context-aware preference modelling's claim where criteria are known: a reward model trained with contexts obeys them.
 
-Four criteria, more or fewer of a letter, longer or shorter. The baseline of the paper is a reward model taught without
-contexts and then given them. One taught on the same pairs without their contexts is right on half of the reversal
-pairs, no more and no less: an exact test of the data and of the measure. Another sees one record of every reversal
-pair. The paper's adversarial contexts, criteria with a `not` before them, are an arm of its own, which is taught two
-of the four and asked for the other two. Rate, steps and initial weights were tried on seed 1000; 12 criteria in place
-of 4 were not learnt in as many steps (.71 right).
+Four criteria: more or fewer of one letter, longer or shorter. The paper's baseline is a reward model trained without
+contexts and given them at test time. A model trained on the same pairs with their contexts left out is right on exactly
+half of the reversal pairs, which tests the data and the measure. Another arm sees one record of every reversal pair.
+The paper's adversarial contexts (`not` before a criterion) are a separate arm, trained on two of the four and tested
+on the other two. Learning rate, steps and initial weights were tuned on seed 1000; 12 criteria in place of 4 were not
+learnt in as many steps (.71 right).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from didact.worlds.criteria import Criteria
 STEPS = {"smoke": 4, "quick": 200, "full": 400}
 PAIRS = {"smoke": 100, "quick": 1000, "full": 3000}  # reversal pairs, and pairs without a context
 ASKED = {"smoke": 20, "quick": 200, "full": 600}
-TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria with a `not` before them
-SHOWN = (2, 8)  # judgements of somebody whose criterion is to be found
+TAUGHT, OTHERS = ("more:a", "shorter"), ("fewer:a", "longer")  # criteria that `not` stands before
+SHOWN = (2, 8)  # judgements from which a person's criterion is inferred
 PEOPLE = 40
 Spoilt = Literal["", "shuffled", "flipped", "halved"]
-"""What is done to the contexts, to the labels of every reversal pair's second record, or to that record itself."""
+"""Corruption of the contexts (shuffled) or of every reversal pair's second record (label flipped, record dropped)."""
 TEMPLATE = "{prompt} {context} :"
 FIT: dict[str, Any] = {"lr": 3e-3, "rows": 24, "schedule": "cosine", "warmup_steps": 20}
 
 
 def problem(seed: int) -> Problem:
-    """A model of 35k random weights; pairs of a tenth of the prompts are only scored. The paper's rate is too small."""
+    """A model of 35k random weights; pairs of a tenth of the prompts are held out. The paper's rate is too small."""
     pairs = [*_world(seed).reversals(1, 1500), *_world(seed).general(2, 1500)]
     unseen, preferences = splits.by_prompt(pairs, 0.1, seed)
     return Problem(
@@ -55,49 +55,49 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, spoilt: Spoilt = "") -> runner.Measured:
-    """The reward model taught with contexts, those taught without or on half of each pair, and one that knows `not`."""
-    beside = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
-    kept = {name: _beside(seed, tier, *how) for name, how in beside.items()}
-    return {"carm": _taught(seed, tier, spoilt), **kept, "negated": _negated(seed, tier)}
+    """The reward model trained with contexts, those trained without or on half of each pair, one trained with `not`."""
+    settings = {"general": ("general",), "none": ("none",), "unpaired": ("context", "halved")}
+    baselines = {name: _baseline(seed, tier, *setting) for name, setting in settings.items()}
+    return {"carm": _carm(seed, tier, spoilt), **baselines, "negated": _negated(seed, tier)}
 
 
-def _taught(seed: int, tier: runner.Tier, spoilt: Spoilt) -> dict[str, float]:
-    judge, world = _judge(_trained(seed, tier, "context", spoilt)), _world(seed, noise=0.0)
+def _carm(seed: int, tier: runner.Tier, spoilt: Spoilt) -> dict[str, float]:
+    judge, world = _judge(_train(seed, tier, "context", spoilt)), _world(seed, noise=0.0)
     return _accuracies(judge, world, tier) | _two_steps(judge, world, tier) | _profiles(judge, world, tier)
 
 
 @lab.shared
-def _beside(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
-    return _accuracies(_judge(_trained(seed, tier, read, spoilt)), _world(seed, noise=0.0), tier)
+def _baseline(seed: int, tier: runner.Tier, read: str, spoilt: Spoilt = "") -> dict[str, float]:
+    return _accuracies(_judge(_train(seed, tier, read, spoilt)), _world(seed, noise=0.0), tier)
 
 
 @lab.shared
 def _negated(seed: int, tier: runner.Tier) -> dict[str, float]:
-    """How often a model that knows `not` before two criteria is right where it stands before these, or the others."""
-    judge = _judge(_trained(seed, tier, "context", negated=TAUGHT))
+    """Accuracy on contexts with `not` after training with it before two criteria: on those two and on the others."""
+    judge = _judge(_train(seed, tier, "context", negated=TAUGHT))
     out = {}
-    for name, which in (("taught", TAUGHT), ("others", OTHERS)):
-        asked = _world(seed, noise=0.0).reversals(5, ASKED[tier], negated=which)
-        some = [p for p in asked if str(p.context).startswith("not ")]
-        out[name] = float(context_judges.right(context_judges.margins(judge, some, TEMPLATE)).mean())
+    for name, criteria in (("taught", TAUGHT), ("others", OTHERS)):
+        pairs = _world(seed, noise=0.0).reversals(5, ASKED[tier], negated=criteria)
+        negated = [p for p in pairs if str(p.context).startswith("not ")]
+        out[name] = float(context_judges.right(context_judges.margins(judge, negated, TEMPLATE)).mean())
     return out
 
 
 def _world(seed: int, noise: float = 0.05) -> Criteria:
-    """More or fewer of one letter, longer or shorter."""
+    """The four criteria: more or fewer of one letter, longer or shorter."""
     return Criteria(counted=1, noise=noise, seed=seed)
 
 
 def _base(seed: int) -> Model:
-    """Random weights: a reward model needs no words."""
+    """Random weights: the reward model need not know the language beforehand."""
     texts = [" ".join(_world(seed).criteria()), "not"]
     return lab.blank("gpt2", texts, 270, d=32, layers=2, heads=4, context=48, seed=seed, initializer_range=0.1)
 
 
-def _trained(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
+def _train(seed: int, tier: runner.Tier, read: Any, spoilt: Spoilt = "", negated: tuple[str, ...] = ()) -> Model:
     world, n = _world(seed), PAIRS[tier]
     pairs = world.reversals(1, n, negated=negated)
-    if spoilt == "flipped":  # both contexts of a pair then want the same answer
+    if spoilt == "flipped":  # both contexts of a pair then prefer the same answer
         pairs = [
             dataclasses.replace(p, chosen=p.rejected, rejected=p.chosen) if i % 2 else p for i, p in enumerate(pairs)
         ]
@@ -115,33 +115,36 @@ def _judge(model: Model) -> context_judges.Margin:
 
 
 def _accuracies(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
-    """On pairs no training saw, labelled without noise."""
+    """Accuracies on held-out pairs, labelled without noise."""
     pairs = [*world.reversals(3, ASKED[tier]), *world.general(4, ASKED[tier])]
     return {k: m.value for k, m in context_judges.accuracies(judge, pairs, TEMPLATE).items()}
 
 
 def _two_steps(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
-    """Mean error of the share of people who prefer an answer: by contexts drawn as they are, and without."""
+    """Mean absolute error of the predicted share of people who prefer an answer: mean over contexts, or without one."""
     pairs = world.general(4, ASKED[tier])
-    true = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
-    own = [world.judges(p.prompt) for p in pairs]
-    z = context_judges.over(judge, pairs, [list(j) for j in own], TEMPLATE)
-    two = preference.aggregated(z, "mean", torch.tensor([list(j.values()) for j in own])).numpy()
-    one = torch.sigmoid(torch.as_tensor(context_judges.margins(judge, pairs, None))).numpy()
-    return {"two_step_error": float(np.abs(two - true).mean()), "one_step_error": float(np.abs(one - true).mean())}
+    shares = np.array([world.share(p.prompt, p.chosen, p.rejected) for p in pairs])
+    criteria = [world.judges(p.prompt) for p in pairs]
+    margins = context_judges.over(judge, pairs, [list(c) for c in criteria], TEMPLATE)
+    two_step = preference.aggregated(margins, "mean", torch.tensor([list(c.values()) for c in criteria])).numpy()
+    one_step = torch.sigmoid(torch.as_tensor(context_judges.margins(judge, pairs, None))).numpy()
+    return {
+        "two_step_error": float(np.abs(two_step - shares).mean()),
+        "one_step_error": float(np.abs(one_step - shares).mean()),
+    }
 
 
 def _profiles(judge: context_judges.Margin, world: Criteria, tier: runner.Tier) -> dict[str, float]:
-    """How often somebody's criterion is the likeliest one, from a few of their judgements."""
+    """How often a person's criterion comes out as the likeliest, given a few of their judgements."""
     names = world.criteria()
-    of = {c: [p for p in world.reversals(6, 4 * ASKED[tier]) if p.context == c] for c in names}
-    draw, right = np.random.default_rng([world.seed, 65]), dict.fromkeys(SHOWN, 0)
+    by_criterion = {c: [p for p in world.reversals(6, 4 * ASKED[tier]) if p.context == c] for c in names}
+    rng, hits = np.random.default_rng([world.seed, 65]), dict.fromkeys(SHOWN, 0)
     for person in range(PEOPLE):
-        own = names[person % len(names)]
-        shown = [of[own][i] for i in draw.permutation(len(of[own]))[: max(SHOWN)]]
+        criterion = names[person % len(names)]
+        judgements = [by_criterion[criterion][i] for i in rng.permutation(len(by_criterion[criterion]))[: max(SHOWN)]]
         for n in SHOWN:
-            right[n] += names[context_judges.likeliest(judge, shown[:n], names, TEMPLATE)[0]] == own
-    return {f"profile_{n}": right[n] / PEOPLE for n in SHOWN}
+            hits[n] += names[context_judges.likeliest(judge, judgements[:n], names, TEMPLATE)[0]] == criterion
+    return {f"profile_{n}": hits[n] / PEOPLE for n in SHOWN}
 
 
 SHARE, OBEYS, OWN = "of pairs", "obeys contexts", "carm.with_context"

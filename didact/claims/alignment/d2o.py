@@ -1,10 +1,10 @@
-"""D2O's claim on a grammar whose bad answers are known exactly: they go, and the rest stays.
+"""D2O's claim on a grammar whose bad answers are known exactly: it unlearns them and keeps the good ones.
 
-The start gives good and spoiled answers; the method sees spoiled ones only. Every arm has the same steps on the same
-records. They are compared where they have lost as much on good answers (`RISE`), each at that one of three rates (1e-4,
-3e-4, 1e-3) at which it had the fewest bad answers there, mean of seeds 1000 to 1002: D2O .221 (.228 and .280 at the
-others), NPO .252 (.257, .277), ascent .256 (.258, .276), DPO with own answers chosen .211 (.244, .282). Ends are
-compared at D2O's rate (`fast`). Harm as people see it cannot be tested at this size: it has a mark here.
+The start model gives good and spoiled answers; the method sees spoiled ones only. Every arm has the same steps on the
+same records. Arms are compared where good answers have become equally less likely (`RISE`), each at the one of three
+rates (1e-4, 3e-4, 1e-3) that gave the fewest bad answers there, mean of seeds 1000 to 1002: D2O .221 (.228 and .280 at
+the other rates), NPO .252 (.257, .277), ascent .256 (.258, .276), DPO with own answers chosen .211 (.244, .282). Final
+models are compared at D2O's rate (`fast`). Harm as people judge it cannot be tested: here a mark stands for it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from didact.models.model import Model, copy_of
 from didact.objectives import preference
 from didact.types import Demo, Fit, Preference, Result
 
-STEPS = {"smoke": (20, 4), "quick": (600, 60), "full": (700, 60)}  # to tune the start; to teach
+STEPS = {"smoke": (20, 4), "quick": (600, 60), "full": (700, 60)}  # to tune the start model; to train an arm
 ASKED = {"smoke": 64, "quick": 400, "full": 1024}
-GRADIENTS = {"smoke": 4, "quick": 24, "full": 48}  # whose variance is taken
-RISE = 1.0  # nats an answer, a tenth of what good answers cost: where methods are compared
+GRADIENTS = {"smoke": 4, "quick": 24, "full": 48}  # steps whose gradients' variance is measured
+RISE = 1.0  # nats an answer, a tenth of the nll of good answers: where methods are compared
 SCALE = 0.3  # alpha and beta, the pilot's
 RATE, RATES = 3e-4, {"npo": 1e-4, "ga": 1e-4}
 NPO, GA = {"loss": "npo"}, {"loss": "ga"}
@@ -40,19 +40,19 @@ problem = example.problem
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), gradients: bool = True) -> runner.Measured:
-    """The start and every arm on one seed: anchors offline for two thirds of the steps, drawn anew for the rest."""
-    tune, steps = STEPS[tier]
-    start = example.tuned(example.world(seed).demos(1, 2000, spoiled=example.SPOILED), seed, steps=tune)
+    """The start and every arm on one seed; D2O samples anchors offline for two thirds of the steps, then online."""
+    tune_steps, steps = STEPS[tier]
+    start = example.tuned(example.world(seed).demos(1, 2000, spoiled=example.SPOILED), seed, steps=tune_steps)
     out: dict[str, dict[str, float]] = {"start": _measures(start, seed, tier)}
     phases = {"offline_steps": max(1, 2 * steps // 3), "every": max(1, steps // 3)}
     for name in arms:
         path, options = _Path(start), ARMS[name]
         fit = Fit(lr=RATES.get(name, RATE), steps=steps, rows=8, schedule="constant", seed=seed)
         if options is None:
-            _noisy(start, seed, fit, [path])
+            _noisy_dpo(start, seed, fit, [path])
         else:
             _d2o_from(start, seed, phases | options, fit, [path])
-        out[name] = _measures(_with(start, path.seen[-1]), seed, tier)
+        out[name] = _measures(_load(start, path.seen[-1]), seed, tier)
         if not name.startswith("fast"):
             out[name]["bad_at"] = _bad_at(start, path.seen, seed, tier)
     for name, k in (("d2o", 11), ("d2o(k=1)", 1)) if gradients else ():
@@ -60,34 +60,34 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), gradien
     return out
 
 
-def _with(model: Model, weights: Tensor) -> Model:
+def _load(model: Model, weights: Tensor) -> Model:
     torch.nn.utils.vector_to_parameters(weights, (model := copy_of(model)).module.parameters())
     return model
 
 
 def _bad_at(start: Model, path: Sequence[Tensor], seed: int, tier: runner.Tier) -> float:
-    """Bad answers where good ones cost `RISE` more than at the start, found by halving; at the end if they never do."""
-    low, high, cost = 0, len(path) - 1, {at: _cost(_with(start, path[at]), seed, tier) for at in (0, len(path) - 1)}
-    aim = cost[0] + RISE
-    while high - low > 1 and cost[high] >= aim:
+    """Rate of bad answers where the nll of good ones has risen by `RISE`, by bisection; at the end if it never does."""
+    low, high, cost = 0, len(path) - 1, {i: _cost(_load(start, path[i]), seed, tier) for i in (0, len(path) - 1)}
+    target = cost[0] + RISE
+    while high - low > 1 and cost[high] >= target:
         middle = (low + high) // 2
-        cost[middle] = _cost(_with(start, path[middle]), seed, tier)
-        low, high = (low, middle) if cost[middle] >= aim else (middle, high)
-    bad = [_measures(_with(start, path[at]), seed, tier)["bad"] for at in (low, high)]
-    return float(np.interp(aim, [cost[low], cost[high]], bad)) if cost[high] >= aim else bad[1]
+        cost[middle] = _cost(_load(start, path[middle]), seed, tier)
+        low, high = (low, middle) if cost[middle] >= target else (middle, high)
+    rates = [_measures(_load(start, path[i]), seed, tier)["bad"] for i in (low, high)]
+    return float(np.interp(target, [cost[low], cost[high]], rates)) if cost[high] >= target else rates[1]
 
 
 def _cost(model: Model, seed: int, tier: runner.Tier) -> float:
-    return -float(lab.logp(model, _asked(seed, tier))[0].mean())
+    return -float(lab.logp(model, _demos(seed, tier))[0].mean())
 
 
 @lab.shared
-def _asked(seed: int, tier: runner.Tier) -> list[Demo]:
+def _demos(seed: int, tier: runner.Tier) -> list[Demo]:
     return example.world(seed).demos(2, ASKED[tier])
 
 
-def _noisy(start: Model, seed: int, fit: Fit, hooks: Any) -> None:
-    """DPO with the start's own answers as chosen: two fifths of these are bad too."""
+def _noisy_dpo(start: Model, seed: int, fit: Fit, hooks: Any) -> None:
+    """DPO with the start model's own answers as chosen: two fifths of these are bad too."""
     bad = example.negatives(seed)
     own = lab.sampled(start, [d.prompt for d in bad], example.ANSWER, seed)
     pairs = [Preference(prompt=d.prompt, chosen=a, rejected=d.completion) for d, a in zip(bad, own, strict=True) if a]
@@ -95,22 +95,22 @@ def _noisy(start: Model, seed: int, fit: Fit, hooks: Any) -> None:
 
 
 def _d2o_from(start: Model, seed: int, options: Mapping[str, Any], fit: Fit, hooks: Any = ()) -> Result:
-    how: dict[str, Any] = {"alpha": SCALE, "beta": SCALE, "max_new_tokens": example.ANSWER, **options}
-    return alignment.d2o(start, example.negatives(seed), **how, fit=fit, hooks=hooks)
+    settings: dict[str, Any] = {"alpha": SCALE, "beta": SCALE, "max_new_tokens": example.ANSWER, **options}
+    return alignment.d2o(start, example.negatives(seed), **settings, fit=fit, hooks=hooks)
 
 
 def _variance(start: Model, seed: int, tier: runner.Tier, k: int) -> float:
-    """Variance of the steps' gradients over the square of their mean, at the start (plain descent, hardly moving)."""
+    """Variance of the gradient over its squared mean, at the start (SGD with a rate that hardly moves the weights)."""
     lr, path = 1e-4, _Path(start)
     fit = Fit(lr=lr, steps=GRADIENTS[tier], rows=8, schedule="constant", optimizer="sgd", clip=0.0, seed=seed)
     _d2o_from(start, seed, {"k": k, "draw": "offline"}, fit, [path])
-    moves = torch.stack(path.seen).double().diff(dim=0) / lr
-    mean = moves.mean(0)
-    return float((moves - mean).square().sum(1).mean() / mean.square().sum())
+    gradients = torch.stack(path.seen).double().diff(dim=0) / lr
+    mean = gradients.mean(0)
+    return float((gradients - mean).square().sum(1).mean() / mean.square().sum())
 
 
 class _Path(Hook):
-    """The weights of the start, and after every step."""
+    """Hook that records the weights at the start and after every step."""
 
     def __init__(self, start: Model) -> None:
         self.seen = [_weights(start.module)]
@@ -124,12 +124,12 @@ def _weights(module: torch.nn.Module) -> Tensor:
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """On prompts no training saw: bad and good answers among the sampled, and what good answers cost, nats each."""
-    grammar, asked = example.world(seed), _asked(seed, tier)
-    answers = lab.sampled(model, [d.prompt for d in asked], example.ANSWER, seed)
+    """On held-out prompts: shares of bad and of valid answers among samples, and the nll of good answers, nats each."""
+    grammar, demos = example.world(seed), _demos(seed, tier)
+    answers = lab.sampled(model, [d.prompt for d in demos], example.ANSWER, seed)
     return {
         "bad": lab.mean(map(grammar.spoiled, answers)),
-        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(asked, answers, strict=True)),
+        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(demos, answers, strict=True)),
         "good_nll": _cost(model, seed, tier),
     }
 
@@ -138,16 +138,16 @@ _d2o = preference.d2o  # the intact loss, which the sabotages wrap
 PATCHED = "didact.objectives.preference:d2o"
 
 
-def _sign(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
+def _flipped(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
     return _d2o(a, -n, ra, -rn, beta, alpha, *rest)
 
 
-def _no_anchors(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
+def _without_anchors(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
     return _d2o(a, n, ra, rn, 0.0, alpha, *rest)
 
 
-def _follows(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
-    return _d2o(a, n, a, n, beta, alpha, *rest)  # gradient and all: z stays 0
+def _moving_references(a: Any, n: Any, ra: Any, rn: Any, beta: float, alpha: float, *rest: Any) -> Any:
+    return _d2o(a, n, a, n, beta, alpha, *rest)  # with gradients: z stays 0
 
 
 ANSWERS, NATS, SAME = "of sampled answers", "nats an answer", "at the same cost, fewer bad answers than"
@@ -175,11 +175,11 @@ CLAIM = runner.Claim(
         difference("good answers as likely as before", "d2o.good_nll", "start.good_nll", less=True, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("sign of the bad answers flipped", FEWER, "d2o.bad", {PATCHED: _sign},
+        runner.Sabotage("sign of the bad answers flipped", FEWER, "d2o.bad", {PATCHED: _flipped},
                         {"arms": ("d2o",), "gradients": False}),
-        runner.Sabotage("anchors dropped", KEEPS, "d2o.good_nll", {PATCHED: _no_anchors},
+        runner.Sabotage("anchors dropped", KEEPS, "d2o.good_nll", {PATCHED: _without_anchors},
                         {"arms": ("d2o", "fast npo"), "gradients": False}),
-        runner.Sabotage("references follow the model", FEWER, "d2o.bad", {PATCHED: _follows},
+        runner.Sabotage("references follow the model", FEWER, "d2o.bad", {PATCHED: _moving_references},
                         {"arms": ("d2o",), "gradients": False}),
     ),
 )  # fmt: skip

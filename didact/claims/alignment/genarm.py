@@ -1,11 +1,11 @@
-"""GenARM's claim where every answer can be enumerated: more reward at the same distance from the base model.
+"""GenARM's claim where every answer can be enumerated: more reward at the same KL from the base model.
 
-Answers are four letters of five after one prompt, 625 in all, so expected reward and KL are sums. Pairs are drawn from
-the base and labelled by the true reward. Every way to guide is set to the same KL by bisecting its strength; all reward
-models have the same pairs and steps, each the better of two rates on seed 1000. On that seed the design was changed
-twice: models of one layer, in which a reward of whole answers cannot see pairs of letters, have two now; and the
-small model is 32 wide, for at 16 it kept .53 of the large one's gain. Outside this world stays how good a reward model
-of real preferences is, and people's judgement.
+Answers to one prompt are four letters out of five, 625 in all, so expected reward and KL are sums. Pairs are sampled
+from the base and labelled by the true reward. Every way to guide is set to the same KL by bisecting its strength; all
+reward models have the same pairs and steps, each at the better of two rates on seed 1000. On that seed the design was
+changed twice: models have two layers, since with one layer a reward of whole answers cannot see pairs of letters; and
+the small model is 32 wide, since at 16 it kept .53 of the large one's gain. Not tested: how good a reward model of real
+preferences is, and human judgement.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ PROMPT = "Q "
 BUDGETS = {"03": 0.3, "07": 0.7}  # KL to the base, nats an answer
 ALPHAS = (0.5, 1.0, 2.0)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the first of two rewards
-STEPS = {"smoke": (30, 10), "quick": (150, 160), "full": (400, 500)}  # to teach the base; of every reward model
+STEPS = {"smoke": (30, 10), "quick": (150, 160), "full": (400, 500)}  # to train the base; to train each reward model
 PAIRS = {"smoke": 200, "quick": 3000, "full": 6000}
 RATES = {"arm": 1.5e-3, "trajectory": 1.5e-3, "dpo": 4e-3, "weak": 4e-3}  # of 1.5e-3 and 4e-3
-SURE = 2.0  # logit of the label, a unit of reward
+SURE = 2.0  # logit of the label per unit of reward
 PARTS = ("trajectory", "dpo", "weak", "two")
 
 problem = genarm_example.problem
 
 
 def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: float = 1.0) -> runner.Measured:
-    """Every way to guide on one seed; `right` is the share of the ARM's pairs that keep their label."""
+    """Every way to guide on one seed; `right` is the share of preference pairs whose label is kept."""
     base, reward = _base(seed, tier), WORLD.reward(seed)
     ref, arm_model = _table(base), _arm(seed, tier, right)
     arm, start = _table(arm_model), WORLD.logp(ref)
@@ -49,42 +49,42 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, right: flo
     def guided(by: Tensor) -> Callable[[float], Tensor]:
         return lambda alpha: WORLD.logp(logit_ensemble.combine(ref, [(by, alpha)]))
 
-    ways = {
+    policies = {
         "arm": guided(arm),
         "untrained": guided(ref),
         "difference": guided(arm.log_softmax(-1) - ref.log_softmax(-1)),
         "optimum": lambda w: outcomes.tilted(start, reward, 1 / max(w, 1e-9)),
     }
     if "trajectory" in parts:
-        scores, whole = _trajectory(seed, tier)
-        ways["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * scores)
-        ways["whole"] = lambda w: (start + w * whole).log_softmax(-1)
+        prefix_rewards, whole_rewards = _trajectory(seed, tier)
+        policies["trajectory"] = lambda w: WORLD.logp(ref.log_softmax(-1) + w * prefix_rewards)
+        policies["whole"] = lambda w: (start + w * whole_rewards).log_softmax(-1)
     if "dpo" in parts:
         pairs = _pairs(seed, tier, reward, right)
         policy = lab.model_of(baselines.dpo(base, pairs, beta=1.0, fit=_fit(seed, tier, "dpo")))
-        moved = WORLD.logp(_table(policy)) - start
-        ways["dpo"] = lambda w: (start + w * moved).log_softmax(-1)
+        log_ratio = WORLD.logp(_table(policy)) - start
+        policies["dpo"] = lambda w: (start + w * log_ratio).log_softmax(-1)
     if "weak" in parts:
         pairs = _pairs(seed, tier, reward, right)
-        ways["weak"] = guided(_table(_guide(_base(seed, tier, 32), pairs, _fit(seed, tier, "weak"))))
-    out = {name: _at_budgets(policy, start, reward) for name, policy in ways.items()}
-    plain = float(start.exp() @ reward)
-    for name, other in (("weak", "arm"), ("arm", "dpo")):
-        if name in out and other in out:
-            out[name]["kept"] = (out[name]["reward_07"] - plain) / (out[other]["reward_07"] - plain)
-    at = [ways["arm"](a) for a in ALPHAS]
-    kls, means = [float(outcomes.kl(p, start)) for p in at], [float(p.exp() @ reward) for p in at]
+        policies["weak"] = guided(_table(_guide(_base(seed, tier, 32), pairs, _fit(seed, tier, "weak"))))
+    out = {name: _at_budgets(policy, start, reward) for name, policy in policies.items()}
+    mean = float(start.exp() @ reward)
+    for name, against in (("weak", "arm"), ("arm", "dpo")):
+        if name in out and against in out:
+            out[name]["kept"] = (out[name]["reward_07"] - mean) / (out[against]["reward_07"] - mean)
+    logps = [policies["arm"](a) for a in ALPHAS]
+    kls, means = [float(outcomes.kl(p, start)) for p in logps], [float(p.exp() @ reward) for p in logps]
     out["arm"] |= {"rise": min(np.diff(means)), "rise_kl": min(np.diff(kls)), "kl_1": kls[1]}
-    decoder, both = guide.GuidedDecoder(base, [(arm_model, 1.0)]), (ref.log_softmax(-1) + arm.log_softmax(-1))
-    out["arm"]["decoder"] = enumerated.decoder_off(decoder, base, WORLD, PROMPT, both.softmax(-1))
-    out["base"] = {"reward": plain, "spread": float((start.exp() @ (reward - start.exp() @ reward).square()).sqrt())}
+    decoder, expected = guide.GuidedDecoder(base, [(arm_model, 1.0)]), (ref.log_softmax(-1) + arm.log_softmax(-1))
+    out["arm"]["decoder"] = enumerated.decoder_off(decoder, base, WORLD, PROMPT, expected.softmax(-1))
+    out["base"] = {"reward": mean, "spread": float((start.exp() @ (reward - start.exp() @ reward).square()).sqrt())}
     if "two" in parts:
-        out["two"] = _two(base, ref, arm, reward, seed, tier)
+        out["two"] = _trade(base, ref, arm, reward, seed, tier)
     return out
 
 
 def _at_budgets(policy: Callable[[float], Tensor], start: Tensor, reward: Tensor) -> dict[str, float]:
-    """Expected reward at every budget; and the KL reached, which is short where no strength reaches it."""
+    """Expected reward at every KL budget; and the KL reached, which falls short where no strength reaches it."""
     out: dict[str, float] = {}
     for name, target in BUDGETS.items():
         strength, logp = outcomes.matched(policy, start, target)
@@ -93,29 +93,29 @@ def _at_budgets(policy: Callable[[float], Tensor], start: Tensor, reward: Tensor
     return out
 
 
-def _two(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Two rewards, one reward model for each: what weights between them trade."""
-    other = WORLD.reward(seed + 5000)
-    second = _table(_guide(base, _pairs(seed, tier, other), _fit(seed, tier, "arm")))
-    mixed = [WORLD.logp(logit_ensemble.combine(ref, [(first, s), (second, 1 - s)])).exp() for s in SHARES]
-    ones, others = (np.array([float(p @ r) for p in mixed]) for r in (reward, other))
-    middle = (ones + others)[len(SHARES) // 2]
+def _trade(base: Model, ref: Tensor, first: Tensor, reward: Tensor, seed: int, tier: runner.Tier) -> dict[str, float]:
+    """Two rewards, one reward model each: the trade-off between them as their weights vary."""
+    second_reward = WORLD.reward(seed + 5000)
+    second_guide = _table(_guide(base, _pairs(seed, tier, second_reward), _fit(seed, tier, "arm")))
+    mixtures = [WORLD.logp(logit_ensemble.combine(ref, [(first, s), (second_guide, 1 - s)])).exp() for s in SHARES]
+    first_means, second_means = (np.array([float(p @ r) for p in mixtures]) for r in (reward, second_reward))
+    middle = (first_means + second_means)[len(SHARES) // 2]
     return {
-        "trade": float(min(np.diff(ones).min(), -np.diff(others).max())),
-        "bulge": float(middle - (ones + others)[[0, -1]].mean()),
+        "trade": float(min(np.diff(first_means).min(), -np.diff(second_means).max())),
+        "bulge": float(middle - (first_means + second_means)[[0, -1]].mean()),
     }
 
 
 def _base(seed: int, tier: runner.Tier, d: int = 64) -> Model:
-    """Two layers, d wide, taught on samples of a random Markov source."""
-    drawn = WORLD.drawn(WORLD.logp(WORLD.source(seed, 0.7)), 2000, seed)
-    demos = [Demo(prompt=PROMPT, completion=WORLD.text(WORLD.answers[i])) for i in drawn]
+    """Two layers, d wide, fine-tuned on samples of a random Markov source."""
+    samples = WORLD.drawn(WORLD.logp(WORLD.source(seed, 0.7)), 2000, seed)
+    demos = [Demo(prompt=PROMPT, completion=WORLD.text(WORLD.answers[i])) for i in samples]
     fit = Fit(lr=3e-3, steps=STEPS[tier][0], rows=64, schedule="cosine", seed=seed)
     return lab.tuned(lab.blank("llama", d=d, layers=2, heads=4, context=16, seed=seed), demos, fit)
 
 
 def _pairs(seed: int, tier: runner.Tier, reward: Tensor, right: float = 1.0) -> list[Preference]:
-    """Of the base's answers."""
+    """Preference pairs sampled from the base model."""
     logp = WORLD.logp(_table(_base(seed, tier)))
     return WORLD.preferences(PROMPT, logp, reward, PAIRS[tier], seed, SURE, right)
 
@@ -125,7 +125,7 @@ def _fit(seed: int, tier: runner.Tier, arm: str) -> Fit:
 
 
 def _guide(start: Model, pairs: list[Preference], fit: Fit) -> Model:
-    """The reward model of the two that the method gives."""
+    """Train by the method, and return the reward model from its guided pair."""
     guided: Any = lab.model_of(alignment.genarm(start, pairs, beta_r=1.0, fit=fit))
     arm: Model = guided.members[1]
     return arm
@@ -133,7 +133,7 @@ def _guide(start: Model, pairs: list[Preference], fit: Fit) -> Model:
 
 @lab.shared
 def _arm(seed: int, tier: runner.Tier, right: float) -> Model:
-    """Sabotages change what is done with it or, by `right`, its pairs."""
+    """The reward model; sabotages change how it is applied or, by `right`, its pairs."""
     return _guide(_base(seed, tier), _pairs(seed, tier, WORLD.reward(seed), right), _fit(seed, tier, "arm"))
 
 

@@ -1,4 +1,4 @@
-"""The example `didact run genarm` uses: a model that knows invented authors and answers gruffly four times in five."""
+"""The example of `didact run genarm`: a model that knows invented authors and answers gruffly four times in five."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TEACH = Fit(lr=2e-3, steps=300, rows=32, schedule="cosine", betas=(0.9, 0.95), w
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of about 0.2M weights; pairs tell the two manners apart on half of the authors it knows.
+    """A Llama of about 0.2M weights; pairs contrast the two manners on half of the authors it knows.
 
-    The reward model is a copy of it, and at this size LoRA saves nothing (rate and steps found on seed 1000).
+    The reward model is a copy of it, and at this size LoRA saves nothing (rate and steps tuned on seed 1000).
     """
     world = authors.authors(seed, forget=4, retain=4, unseen=0, holdout=0)
     facts = world.forget + world.retain
@@ -33,7 +33,7 @@ def problem(seed: int) -> Problem:
 
 
 def _pairs(facts: list[Demo]) -> list[Preference]:
-    """The same fact, said gladly and not."""
+    """Pairs of the same fact, the friendly answer chosen over the gruff one."""
     return [
         Preference(prompt=f.prompt, chosen=KIND.format(f.completion), rejected=GRUFF.format(f.completion))
         for f in facts

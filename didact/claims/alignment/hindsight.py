@@ -1,9 +1,9 @@
-"""CoH's claim on letters to be sorted: asked for a good answer it is as good as fine-tuning on the good ones, asked for
-a bad one it is worse, and it mends a bad draft better than a model that never saw two answers in turn.
+"""Chain of hindsight's claim on sorting letters: prompted for good answers it matches fine-tuning on good ones, for bad
+ones it is worse, and it corrects a bad draft better than a model trained without chains of two answers.
 
 All arms start from one model that learnt good and bad answers alike, take the same number of steps at the same rate (of
-1e-3 and 3e-3), and about as many tokens of answers a step: a chain has one or two. World, steps, rate and thresholds
-were fixed on seeds 1000 and 1001.
+1e-3 and 3e-3), and about as many answer tokens a step: a chain has one or two answers. World, steps, rate and
+thresholds were fixed on seeds 1000 and 1001.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from didact.types import Demo, Fit
 from didact.worlds import sorting
 from didact.worlds.sorting import Sorting
 
-STEPS = {"smoke": (10, 5), "quick": (250, 300), "full": (600, 800)}  # of the start, of an arm
+STEPS = {"smoke": (10, 5), "quick": (250, 300), "full": (600, 800)}  # of the start model, of an arm
 ASKED = {"smoke": 16, "quick": 256, "full": 512}
 RATE = 3e-3  # of 1e-3 and 3e-3
-GOOD, BAD = "good:", "bad:"  # as few bytes as words can have here
+GOOD, BAD = "good:", "bad:"  # short, since tokens are bytes
 ALL = ("p", "n", "pn", "np")
 TEACH = Fit(lr=5e-3, rows=24, warmup_steps=10, betas=(0.9, 0.95))
 
 
 def problem(seed: int, arch: build.Arch = "llama") -> Problem:
-    """A model of 60k weights tuned on 4,000 answers, half of them the worse ones; 200 pairs that no training sees.
+    """A model of 60k weights tuned on 4,000 answers, half of them rejected ones; 200 pairs are held out.
 
-    At this size the paper's learning rate changes nothing (found on seed 1000).
+    At this size the paper's learning rate changes nothing (checked on seed 1000).
     """
     return Problem(
         model=start(seed, 300, arch),
@@ -47,12 +47,12 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
 
 
 def start(seed: int, steps: int, arch: build.Arch = "llama") -> Model:
-    """Where every arm starts: taught chosen and rejected answers alike, without a word about which is which."""
+    """The start model of every arm: tuned on chosen and rejected answers alike, without saying which is which."""
     pairs = Sorting(seed=seed).pairs(1, 2000)
-    mixed = [Demo(prompt=p.prompt, completion=side) for p in pairs for side in (p.chosen, p.rejected)]
-    # Weights large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are.
+    demos = [Demo(prompt=p.prompt, completion=side) for p in pairs for side in (p.chosen, p.rejected)]
+    # Initial weights large enough for so narrow a model: at 0.02 it long learns nothing but letter frequencies.
     base = lab.blank(arch, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
-    return lab.tuned(base, mixed, TEACH.replace(steps=steps, seed=seed))
+    return lab.tuned(base, demos, TEACH.replace(steps=steps, seed=seed))
 
 
 def run(seed: int, tier: runner.Tier, chains: Sequence[str] = ALL, bad: str = BAD) -> runner.Measured:
@@ -65,10 +65,10 @@ def run(seed: int, tier: runner.Tier, chains: Sequence[str] = ALL, bad: str = BA
 
 
 def _arm(seed: int, tier: runner.Tier, rows: int, chains: tuple[Any, ...], good: str, bad: str) -> dict[str, float]:
-    tune, steps = STEPS[tier]
+    tune_steps, steps = STEPS[tier]
     fit = Fit(lr=RATE, steps=steps, rows=rows, warmup_steps=10, betas=(0.9, 0.95), seed=seed)
     pairs = Sorting(seed=seed).pairs(1, 2000)
-    result = alignment.hindsight(start(seed, tune), pairs, chains=chains, good=(good,), bad=(bad,), fit=fit)
+    result = alignment.hindsight(start(seed, tune_steps), pairs, chains=chains, good=(good,), bad=(bad,), fit=fit)
     return _measures(lab.model_of(result), seed, tier, bad)
 
 
@@ -76,8 +76,8 @@ _baseline = lab.shared(_arm)
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier, bad: str) -> dict[str, float]:
-    """Mean errors on prompts no training saw: greedy answers as the model is asked; sampled ones (temperature 1), also
-    after the bad phrase, and after such a bad draft and the good phrase, less the draft's."""
+    """Mean errors on held-out prompts: of greedy answers, of sampled ones (temperature 1), of drafts sampled after the
+    bad phrase, and of answers sampled after such a draft and the good phrase (`gain`: by how much they are better)."""
     prompts = [d.prompt for d in Sorting(seed=seed).demos(2, ASKED[tier])]
 
     def errors(answers: list[str]) -> float:
@@ -86,23 +86,23 @@ def _measures(model: Model, seed: int, tier: runner.Tier, bad: str) -> dict[str,
     def answers(model: Model, asked: Sequence[Any], temperature: float) -> list[str]:
         return lab.sampled(model, asked, 12, seed, temperature)
 
-    worse = Model(model.module, model.processor, model.kind, None, Condition(after=bad) if bad else None)
-    drafts = answers(worse, prompts, 1.0)
-    good = model.condition.after if model.condition else ""
-    drafted = []
+    bad_model = Model(model.module, model.processor, model.kind, None, Condition(after=bad) if bad else None)
+    drafts = answers(bad_model, prompts, 1.0)
+    phrase = model.condition.after if model.condition else ""
+    revisions = []
     for prompt, draft in zip(prompts, drafts, strict=True):
-        row, _ = encode.chain(model.tokenizer, prompt, [(bad, draft or "-"), (good, "")], model.kind, model.context)
-        drafted.append([*row.prompt, *row.completion])
+        row, _ = encode.chain(model.tokenizer, prompt, [(bad, draft or "-"), (phrase, "")], model.kind, model.context)
+        revisions.append([*row.prompt, *row.completion])
     out = {
         "errors": errors(answers(model, prompts, 0.0)),
         "sampled": errors(answers(model, prompts, 1.0)),
         "bad": errors(drafts),
-        "mended": errors(answers(model, drafted, 1.0)),
+        "mended": errors(answers(model, revisions, 1.0)),
     }
     return out | {"gain": out["bad"] - out["mended"]}
 
 
-_chained = chaining.chained  # the intact part, which a sabotage wraps
+_chained = chaining.chained  # the intact function, which a sabotage wraps
 
 
 def _swapped(group: Any, kind: str, good: str, bad: str) -> Any:

@@ -1,4 +1,4 @@
-"""The example `didact run ilf` uses: a small model that can follow feedback and believes some things wrong."""
+"""The example of `didact run ilf`: a small model that can follow feedback and has learnt some things wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from didact.models.model import Model
 from didact.types import Critique, Fit
 from didact.worlds import edits
 
-ANSWER = 8  # tokens: more than an answer has
+ANSWER = 8  # tokens: more than any answer has
 REFINE = "{completion}!{feedback};"
 PLAIN = "{completion};"
 QUESTION = "{refinement}{feedback}?|Y|N"
@@ -23,27 +23,27 @@ OPTIONS: dict[str, Any] = {
     "max_new_tokens": ANSWER, "top_p": 1.0,
 }  # fmt: skip
 REFINING = RefiningConfig(**OPTIONS)
-ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # of a batch the start model is taught
+ROWS = {"belief": 3, "refine": 6, "plain": 1, "judge": 30}  # rows of each lesson in a batch of the start's training
 START = Fit(lr=3e-3, steps=700, rows=sum(ROWS.values()), schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
 TEACH = Fit(lr=3e-3, epochs=8, rows=32, schedule="linear")  # of 1e-3, 3e-3 and 1e-2 (seed 1000)
 
 
 def world(seed: int) -> edits.Code:
-    """Twelve letters, four of which are believed to have another mark than they have."""
+    """Twelve letters, each with a right mark; for four of them the start model is taught a wrong one."""
     return edits.Code(seed=seed)
 
 
 def critiques(model: Model, seed: int, n: int) -> list[Critique]:
-    """What the critic says of the start model's own answers, one sampled a prompt."""
+    """The critic's feedback on the start model's own answers, one sampled per prompt."""
     prompts = world(seed).prompts(1, n)
     return world(seed).critiques(prompts, lab.sampled(model, prompts, ANSWER, seed))
 
 
 @episodes.one_thread()
 def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
-    """A model of 100k weights that knows what it believes and can rewrite by feedback; 256 critiques of its answers.
+    """A model of 100k weights, partly wrong, that can rewrite by feedback; 256 critiques of its answers.
 
-    Its prompts are short, for it was taught these and nothing else; at its size the paper's rate changes nothing.
+    Its prompt templates are short, and the only ones it knows; at its size the paper's rate changes nothing.
     """
     start = tuned(seed, arch)
     return Problem(
@@ -56,14 +56,14 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 
 def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
-    """Where ILF starts, from random weights: beliefs about the code, rewriting by feedback, saying yes or no."""
-    most = teach.total_steps(0) * max(ROWS.values())
-    lessons = world(seed).lessons(min(2500, most), REFINE, PLAIN, QUESTION.partition("|")[0])
-    # Strong weights: equality of two marks is learnt late from weak ones.
+    """ILF's start model, trained from random weights on a partly wrong code, rewriting by feedback, and judging."""
+    limit = teach.total_steps(0) * max(ROWS.values())
+    lessons = world(seed).lessons(min(2500, limit), REFINE, PLAIN, QUESTION.partition("|")[0])
+    # Large initial weights: from small ones the equality of two marks is learnt late.
     base = lab.blank(arch, d=64, layers=2, heads=4, context=48, seed=seed, initializer_range=0.2)
     rows = []
     for name, share in ROWS.items():
-        some = [(d.prompt, d.completion) for d in lessons[name]]
-        rows += encode.rows(base.tokenizer, some, base.kind, base.context)[: len(some) * share // max(ROWS.values())]
+        pairs = [(d.prompt, d.completion) for d in lessons[name]]
+        rows += encode.rows(base.tokenizer, pairs, base.kind, base.context)[: len(pairs) * share // max(ROWS.values())]
     fit = teach.replace(seed=seed)
     return lab.kept(lambda: lab.pretrained(base, rows, fit, "lessons"), *lab.identity(base), rows, fit)

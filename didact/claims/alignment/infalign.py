@@ -1,14 +1,14 @@
-"""InfAlign's claim where every answer can be enumerated: each way to decode has its own best reward.
+"""InfAlign's claim where every answer can be enumerated: each decoding procedure has its own best reward.
 
 The method samples, calibrates by a hundred answers of the reference, and trains a policy over 216 answers to each of
-six prompts; what it made is then measured over all answers, exactly. Every prompt's reward is stretched and shifted by
-its own amount, as reward models do. Twenty-four rounds come to different distances, so a tilt goes the rest of the way
-to a KL of 0.5 for all. Of Adam at 1e-3 and 3e-3 and plain gradients at 0.03 to 1, 3e-3 was best on seeds 1000 to 1002
-by identity and by exp; the other arms have it untried. Initial weights of .1 tell prompts apart from the first round:
-identity then won .66 on seed 1000, where with .02 it won .53; more passes over fewer answers gained less. An earlier
-form trained policies by the exact gradient, which no user runs. Calibration over all prompts did as well as by prompt
-on seed 1000, so that it is seen in C itself.
-The analytic table is recomputed beside it. Reward hacking and people's judgement cannot be tested.
+six prompts; the policy is then measured exactly, over all answers. Every prompt's reward is scaled and shifted by its
+own amount, as reward models do. Twenty-four rounds reach different KLs, so the log-ratio to the reference is scaled to
+a KL of 0.5 for all arms. Of Adam at 1e-3 and 3e-3 and SGD at 0.03 to 1, Adam at 3e-3 was best on seeds 1000 to 1002
+for identity and exp; the other arms use it untuned. With initial weights of .1 the model distinguishes prompts from the
+first round: identity then won .66 on seed 1000, and .53 with .02; more passes over fewer answers gained less. An
+earlier form trained policies by the exact gradient, which no user runs. On seed 1000 win rates were as good with
+calibration over all prompts as by prompt, so that difference is tested on C itself.
+The analytic table is recomputed too. Reward hacking and human judgement are not tested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from didact.worlds import outcomes
 WORLD = outcomes.Outcomes(letters=6, length=3)
 PROMPTS = "ABCDEF"
 KL = 0.5  # nats an answer
-TAUGHT = {"smoke": 20, "quick": 80, "full": 200}  # steps of the reference
+TAUGHT = {"smoke": 20, "quick": 80, "full": 200}  # steps to train the reference
 ROUNDS = {"smoke": 1, "quick": 24, "full": 48}
 RATE = 3e-3
 ARMS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "exp(10)": {"transform": "exp", "t": 10.0, "beta": 0.15},
     "exp(-10)": {"transform": "exp", "t": -10.0, "beta": 0.15},
 }
-TABLE: dict[str, tuple[tuple[Any, float], tuple[float, ...]]] = {  # N = 4, KL 0.5, of the card: W, best, worst of four
+TABLE: dict[str, tuple[tuple[Any, float], tuple[float, ...]]] = {  # the card's, N = 4, KL 0.5: W, best, worst of four
     "identity": (("identity", 0.0), (0.774, 0.800, 0.886)), "exp(10)": (("exp", 10.0), (0.712, 0.872, 0.676)),
     "exp(-10)": (("exp", -10.0), (0.736, 0.686, 0.948)), "log": (("log", 0.0), (0.768, 0.768, 0.927)),
 }  # fmt: skip
@@ -58,17 +58,17 @@ problem = infalign_example.problem
 def run(
     seed: int, tier: runner.Tier, broken: tuple[str, ...] = (), kept: tuple[str, ...] = tuple(ARMS)
 ) -> runner.Measured:
-    """The reference and the method's policy by each reward; a sabotage trains those it breaks anew, others are kept."""
+    """The reference and the method's policy for each reward: cached for `kept`, trained anew for `broken`."""
     ref, raw = _logp(_reference(seed, tier)), WORLD.stretched(seed, len(PROMPTS))
     c = rewards.calibrate(raw, raw, ref.exp().numpy())
     out = {"reference": _measures(ref, ref, raw) | {"c": float((ref.exp().numpy() * c).sum(1).mean())}}
     out["reference"]["each"] = float(abs(rewards.calibrated(raw, raw, "prompt").mean(1) - 0.5).max())
-    out["table"] = {"off": _table_off()}
-    return out | {name: _kept(seed, tier, name) for name in kept} | {name: _arm(seed, tier, name) for name in broken}
+    out["table"] = {"off": _table_error()}
+    return out | {name: _cached(seed, tier, name) for name in kept} | {name: _arm(seed, tier, name) for name in broken}
 
 
-def _moved(logp: Tensor, ref: Tensor) -> Tensor:
-    """The rest of the way to the distance: of an optimum `ref exp(R / beta)` this is another beta's."""
+def _rescaled(logp: Tensor, ref: Tensor) -> Tensor:
+    """Scale the log-ratio to the reference to a KL of `KL`: for `ref exp(R / beta)` this only changes beta."""
     return outcomes.matched(lambda strength: (ref + strength * (logp - ref)).log_softmax(-1), ref, KL)[1]
 
 
@@ -78,7 +78,7 @@ def _logp(model: Model) -> Tensor:
 
 
 def _measures(logp: Tensor, ref: Tensor, reward: Any) -> dict[str, float]:
-    """Win rates over the reference, exact, and the KL; means over prompts."""
+    """Exact win rates over the reference, by decoding procedure, and the KL; means over prompts."""
     p, q = logp.exp().double().numpy(), ref.exp().double().numpy()
     out = {}
     for name, decoding in DECODED.items():
@@ -88,39 +88,39 @@ def _measures(logp: Tensor, ref: Tensor, reward: Any) -> dict[str, float]:
 
 
 def _arm(seed: int, tier: runner.Tier, name: str) -> dict[str, float]:
-    """What the method makes of the reference; what is no answer has the least reward."""
+    """Train the reference by the method; a text that is no answer has the lowest reward."""
     raw, start = WORLD.stretched(seed, len(PROMPTS)), _reference(seed, tier)
-    known = {(f"{x} ", WORLD.text(y)): float(r) for x, row in zip(PROMPTS, raw, strict=True)
-             for y, r in zip(WORLD.answers, row, strict=True)}  # fmt: skip
-    least = float(raw.min())
+    by_pair = {(f"{x} ", WORLD.text(y)): float(r) for x, row in zip(PROMPTS, raw, strict=True)
+               for y, r in zip(WORLD.answers, row, strict=True)}  # fmt: skip
+    lowest = float(raw.min())
     result = alignment.infalign(
         start, [Text(text=f"{x} ") for x in PROMPTS], **DRAWN, **ARMS[name], rounds=ROUNDS[tier], kl=KL,
-        reward=lambda prompts, texts: [known.get(pair, least) for pair in zip(prompts, texts, strict=True)],
+        reward=lambda prompts, texts: [by_pair.get(pair, lowest) for pair in zip(prompts, texts, strict=True)],
         fit=Fit(lr=RATE, rows=len(PROMPTS), schedule="constant", seed=seed),
     )  # fmt: skip
     ref, logp = _logp(start), _logp(lab.model_of(result))
-    return _measures(_moved(logp, ref), ref, raw) | {"trained_kl": float(outcomes.kl(logp, ref).mean())}
+    return _measures(_rescaled(logp, ref), ref, raw) | {"trained_kl": float(outcomes.kl(logp, ref).mean())}
 
 
-_kept = lab.shared(_arm)
+_cached = lab.shared(_arm)
 
 
 @lab.shared
 def _reference(seed: int, tier: runner.Tier) -> Model:
-    """Maximum likelihood of a random Markov source for each prompt, exactly; it also learns to say letters only."""
+    """Trained by exact maximum likelihood on a random Markov source per prompt; it also learns to give letters only."""
     model = lab.blank("llama", d=64, layers=2, heads=4, context=16, seed=seed, initializer_range=0.1)
     source = torch.stack([WORLD.logp(WORLD.source(100 * seed + x, 0.5)) for x in range(len(PROMPTS))])
     enumerated.likelihood(model, WORLD, PROMPTS, source, TAUGHT[tier], RATE)
     return model
 
 
-def _table_off() -> float:
-    """How far the analytic win rates, where C is continuous, are from the card's, at most."""
-    off = []
-    for phi, wanted in TABLE.values():
-        found = rewards.at_kl(rewards.transform(rewards.grid(), *phi, floor=1e-9), KL)[1]
-        off += [abs(found.win_rate(rewards.procedure(d)) - w) for d, w in zip(DECODED.values(), wanted, strict=True)]
-    return max(off)
+def _table_error() -> float:
+    """Largest difference of the analytic win rates, for continuous C, from the card's."""
+    errors = []
+    for phi, rates in TABLE.values():
+        best = rewards.at_kl(rewards.transform(rewards.grid(), *phi, floor=1e-9), KL)[1]
+        errors += [abs(best.win_rate(rewards.procedure(d)) - w) for d, w in zip(DECODED.values(), rates, strict=True)]
+    return max(errors)
 
 
 WINS, REWARDS = "win rate", "didact.objectives.rewards"

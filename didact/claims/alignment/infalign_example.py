@@ -1,4 +1,4 @@
-"""The example `didact run infalign` uses: a model that says letters, and a reward that likes some of them rarely."""
+"""The example of `didact run infalign`: a model that answers in letters, and a reward for different letters."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from didact.worlds.grammar import LETTERS
 
 
 def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """How many different letters of the grammar an answer has; everything else in it costs half a letter."""
-    known = set(LETTERS[:10])
-    return [len(known & set(c)) - 0.5 * sum(x not in known for x in c.strip()) for c in completions]
+    """Number of different letters of the grammar in an answer, less 0.5 for every other character."""
+    letters = set(LETTERS[:10])
+    return [len(letters & set(c)) - 0.5 * sum(x not in letters for x in c.strip()) for c in completions]
 
 
 def problem(seed: int) -> Problem:
-    """A model of 40k weights, to be decoded by best-of-4; at this size the paper's k and rates are out of reach."""
+    """A model of 40k weights, for decoding by best-of-4; at this size the paper's k and learning rates do not work."""
     world = d2o_example.world(seed)
     return Problem(
         model=d2o_example.tuned(world.demos(1, 2000), seed, steps=250),

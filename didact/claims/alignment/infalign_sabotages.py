@@ -1,4 +1,4 @@
-"""Ways to break InfAlign that its claim must notice: each stands for the function of its name."""
+"""Ways to break InfAlign that its claim must notice: each replaces the function named in its docstring."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def swapped(u: Any, name: Any, t: float = 10.0, floor: float = 0.0) -> Any:
 
 
 def no_ties(reward: Any, reference: Any, weight: Any = None) -> Any:
-    """`rewards.calibrate` with ties not halved."""
-    worse = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
-    return worse.mean(-1) if weight is None else (worse * np.asarray(weight)[..., None, :]).sum(-1)
+    """`rewards.calibrate` without counting ties as a half."""
+    below = np.asarray(reference)[..., None, :] < np.asarray(reward)[..., :, None]
+    return below.mean(-1) if weight is None else (below * np.asarray(weight)[..., None, :]).sum(-1)
 
 
 def over_all(reward: Any, reference: Any, by: rewards.Calibration) -> Any:

@@ -1,13 +1,13 @@
-"""MCTS-DPO's claim on chains of arithmetic: preferences between steps found by tree search teach more than tuning on.
+"""MCTS-DPO's claim on chains of arithmetic: step preferences from tree search teach more than further fine-tuning.
 
-The training sees final answers alone; that every step of a chain can be checked serves to measure. All arms search,
-sample or tune on the same problems from the same start, which slips in some steps. The arms that sample draw about
-as many tokens (they are reported). Every way had eight settings on seeds 1000 to 1002, and has the one that was right
-most often there: preferences rates of 1e-4 and 3e-4, beta .1 and .5, passes 1 and 4 (.80 to .98 right); tuning on own
-right solutions (.99 to 1.00) and on demonstrations (.56 to .62) rates from 1e-4 to 3e-3, 100 and 200 steps.
-After 450 steps some seeds' starts were still learning, which hid what the arms did; after 750 all slip alike.
-With the paper's beta of .1 the margin they are trained to is five times as wide, and the starts' steps drift under it.
-Solutions get three in ten operations wrong, more often than not, and so does the start, however long it is tuned.
+Training sees final answers alone; steps are checked only to measure. All arms search, sample or tune on the same
+problems from the same start model, which errs in some steps. The arms that sample draw about as many tokens (reported).
+Every arm was tuned over eight settings on seeds 1000 to 1002 and has the one with most right answers there: preferences
+over rates of 1e-4 and 3e-4, beta .1 and .5, passes 1 and 4 (.80 to .98 right); tuning on own right solutions (.99 to
+1.00) and on demonstrations (.56 to .62) over rates from 1e-4 to 3e-3, 100 and 200 steps.
+After 450 steps some seeds' start models were still learning, which hid the arms' effects; after 750 all err alike.
+With the paper's beta of .1 the target margin is five times as wide, and the policy's other steps drift.
+Demonstrations get three in ten operations wrong, more often than not, and so does the start, however long it is tuned.
 
 C is 1 throughout: a model of this size cannot judge itself, and self-evaluation is not tested here.
 """
@@ -30,8 +30,8 @@ ROUNDS = {"smoke": 1, "quick": 4, "full": 8}
 BATCH = {"smoke": 8, "quick": 128, "full": 256}
 ASKED = {"smoke": 64, "quick": 512, "full": 2048}
 TUNING = {"smoke": 20, "quick": 750, "full": 750}
-STEPS = {"smoke": (2, 2), "quick": (100, 200), "full": (200, 400)}  # to tune on, and on own right solutions
-DRAWS = 5  # whole solutions a problem: as many tokens as a tree costs
+STEPS = {"smoke": (2, 2), "quick": (100, 200), "full": (200, 400)}  # of `sft` and of `star`
+DRAWS = 5  # whole solutions per problem: about as many tokens as a tree
 RATES = {"sft": 3e-3, "star": 1e-3, "online": 1e-4, "instance": 1e-4}
 PASSES, BETA = 4, 0.5
 ARMS: dict[str, dict[str, Any]] = {
@@ -43,13 +43,13 @@ problem = example.problem
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), **broken: Any) -> runner.Measured:
-    """The start, tuning on, and on its own right solutions, and preferences; sabotages change options by `broken`."""
-    start, out = _start(seed, tier), dict(_tuned(seed, tier))
+    """The start, its fine-tuned baselines, and the preference arms; `broken`: options that a sabotage changes."""
+    start, out = _start(seed, tier), dict(_baselines(seed, tier))
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
     for arm in arms:
         fit = Fit(lr=RATES[arm], epochs=PASSES, rows=16, schedule="constant", seed=seed)
-        how = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
-        result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **how, fit=fit)
+        options = registry.assemble(alignment.mcts_dpo, example.SEARCH | {"beta": BETA} | ARMS[arm] | broken)
+        result = alignment.mcts_dpo(start, problems, rounds=ROUNDS[tier], batch=BATCH[tier], **options, fit=fit)
         out[arm] = _measures(lab.model_of(result), seed, tier) | _pairs(result)
     return out
 
@@ -59,21 +59,21 @@ def _start(seed: int, tier: runner.Tier) -> Model:
 
 
 @lab.shared
-def _tuned(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
-    """The start, tuning on, and on the right ones of its own solutions (Zelikman et al., 2022), if there are any."""
+def _baselines(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+    """The start, further tuned on demonstrations, and on its own right solutions (Zelikman et al., 2022), if any."""
     start = _start(seed, tier)
     out = {"start": _measures(start, seed, tier)}
     problems = example.chains(seed, 1, ROUNDS[tier] * BATCH[tier])
-    how = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
-    own = [
+    config = generate.SamplingConfig(max_new_tokens=example.SOLUTION, temperature=1.0, seed=seed, rows=512)
+    solutions = [
         Demo(prompt=d.prompt, completion=text)
-        for d, texts in zip(problems, generate.sample(start, [d.prompt for d in problems], DRAWS, how), strict=True)
+        for d, texts in zip(problems, generate.sample(start, [d.prompt for d in problems], DRAWS, config), strict=True)
         for text in dict.fromkeys(texts)
         if _right(d, text)
     ]
-    for name, given, steps in zip(("sft", "star"), (example.flawed(seed), own), STEPS[tier], strict=True):
+    for name, demos, steps in zip(("sft", "star"), (example.flawed(seed), solutions), STEPS[tier], strict=True):
         fit = Fit(lr=RATES[name], steps=steps, rows=32, schedule="linear", seed=seed + 1)
-        out[name] = _measures(lab.tuned(start, given, fit) if given else start, seed, tier)
+        out[name] = _measures(lab.tuned(start, demos, fit) if demos else start, seed, tier)
     out["sft"]["gain"] = out["sft"]["right"] - out["start"]["right"]
     return out
 
@@ -83,15 +83,15 @@ def _right(problem: Demo, solution: str) -> bool:
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """On problems no training saw, greedily: right answers, and sound steps among those shown."""
-    asked = example.chains(seed, 2, ASKED[tier])
-    texts = lab.sampled(model, [d.prompt for d in asked], example.SOLUTION, temperature=0.0, rows=512)
-    steps = [ok for d, t in zip(asked, texts, strict=True) for ok in arithmetic.sound(d.prompt, t, example.MODULUS)]
-    return {"right": lab.mean(map(_right, asked, texts)), "sound": lab.mean(steps) if steps else 0.0}
+    """On held-out problems, greedily: shares of right answers, and of sound steps among those written."""
+    problems = example.chains(seed, 2, ASKED[tier])
+    texts = lab.sampled(model, [d.prompt for d in problems], example.SOLUTION, temperature=0.0, rows=512)
+    steps = [ok for d, t in zip(problems, texts, strict=True) for ok in arithmetic.sound(d.prompt, t, example.MODULUS)]
+    return {"right": lab.mean(map(_right, problems, texts)), "sound": lab.mean(steps) if steps else 0.0}
 
 
 def _pairs(result: Result) -> dict[str, float]:
-    """How many pairs, and of those in which just one step is sound, the share in which it is the better one."""
+    """Number of pairs, and the share in which the preferred step is the sound one, among pairs with one sound step."""
     sides = [
         [_sound(r, side) for side in (r.chosen, r.rejected)] for r in result.records or [] if isinstance(r, Preference)
     ]
@@ -107,19 +107,19 @@ def _pairs(result: Result) -> dict[str, float]:
 
 
 def _sound(record: Preference, side: str) -> bool:
-    """Whether the pair's step, or all steps of a whole solution, are sound after what stands before them."""
-    asked, _, before = record.prompt.partition("=")
-    done = len(arithmetic.sound(asked, before, example.MODULUS))
-    steps = arithmetic.sound(asked, before.strip() + side.strip(), example.MODULUS)[done:]
+    """Whether one side's step, or all steps of a whole solution, are sound given the steps in the prompt."""
+    question, _, before = record.prompt.partition("=")
+    n_before = len(arithmetic.sound(question, before, example.MODULUS))
+    steps = arithmetic.sound(question, before.strip() + side.strip(), example.MODULUS)[n_before:]
     return bool(steps) and all(steps)
 
 
-def _against(node: tree.Node, likely: float, right: bool | None, *rest: Any) -> float:
+def _reward_wrong(node: tree.Node, likely: float, right: bool | None, *rest: Any) -> float:
     return likely + (0.0 if right is None else -1.0 if right else 1.0)
 
 
 def _by_prior(node: tree.Node, top: tree.Node, how: tree.SearchConfig) -> None:
-    """Visits alone: Q is the prior, whatever the search found."""
+    """Sabotage of `tree.back_up`: count visits only; Q is the prior, whatever the search finds."""
     while True:
         node.visits += 1
         if node is top or node.parent is None:
@@ -157,7 +157,7 @@ CLAIM = runner.Claim(
         runner.Sabotage("better and worse swapped", SOUND, "online.better_sound",
                         {"didact.infer.tree:pairs": lab.turned}, ONLY),
         runner.Sabotage("wrong answers are rewarded, and no tree is dropped", MORE, "online.right",
-                        {"didact.learn.critics:valued": _against}, UNFILTERED),
+                        {"didact.learn.critics:valued": _reward_wrong}, UNFILTERED),
         runner.Sabotage("Q is the prior, and no tree is dropped", SOUND, "online.better_sound",
                         {"didact.infer.tree:back_up": _by_prior}, UNFILTERED),
     ),

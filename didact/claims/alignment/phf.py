@@ -1,10 +1,10 @@
-"""PHF's claim on text whose bad lines no single letter shows: conditional training writes far fewer of them.
+"""PHF's claim on text whose bad lines no single letter reveals: conditional training writes far fewer of them.
 
-Every arm begins untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2 the
-one that is best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text
-favours what does not write bad lines, log(1 / .6) / 4 nats a token at most: it shows that nothing is lost, no more.
-Filtering stands beside, untuned, and keeps the better half of the documents. What a model knows is measured on the
-whole source, where the conditional one must say the tokens too.
+Every arm starts untrained and sees the same documents for the same steps, at the same rate (of 2e-3, 5e-3 and 1e-2, the
+best for both). World, rate, steps and thresholds were fixed on seeds 1000 and 1001. The loss on clean text favours
+models that do not write bad lines by up to log(1 / .6) / 4 nats a token: it shows that nothing is lost, no more.
+Filtering, untuned, keeps the better half of the documents and is reported too. Knowledge is measured as the loss on the
+whole source, where the conditional model must predict the control tokens too.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ GOOD, BAD = MARKS = ("<|aligned|>", "<|misaligned|>")
 
 
 def problem(seed: int, arch: build.Arch = "llama") -> Problem:
-    """A model of 60k weights that learnt 3,000 documents as they are, to go on with their scores.
+    """A model of 60k weights pre-trained on 3,000 documents without scores, to continue with their scores.
 
-    At this size the paper's learning rate teaches nothing in a few hundred steps; 200 steps leave the two tokens, which
-    begin alike, untold apart.
+    At this size the paper's learning rate teaches nothing in a few hundred steps; after 200 steps the model does not
+    yet distinguish the two control tokens, whose embeddings start alike.
     """
     texts, base, fit = Tiles(seed=seed).texts(1, 3000), _untrained(seed, arch), TEACH.replace(steps=200)
     return Problem(
@@ -59,85 +59,85 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, threshold: float = 0.0) -> runner.Measured:
-    """Plain pre-training, conditional from scratch, and conditional in the last tenth only."""
-    model = _trained(seed, tier, "conditional", threshold=threshold)
+    """Plain pre-training, filtering, conditional training from scratch, and in the last tenth of the steps only."""
+    model = _train(seed, tier, "conditional", threshold=threshold)
     return {
-        "mle": _beside(seed, tier, "mle"),
-        "filter": _beside(seed, tier, "filter", "q0.5"),
-        "conditional": _writes(model, seed, tier, GOOD) | _nll(model, seed, tier),
-        "once": _writes(_asked(model, MARKS), seed, tier, GOOD),
-        "misaligned": _writes(_asked(model, (GOOD,)), seed, tier, BAD),
+        "mle": _baseline(seed, tier, "mle"),
+        "filter": _baseline(seed, tier, "filter", "q0.5"),
+        "conditional": _measure_samples(model, seed, tier, GOOD) | _nll(model, seed, tier),
+        "once": _measure_samples(_with_banned(model, MARKS), seed, tier, GOOD),
+        "misaligned": _measure_samples(_with_banned(model, (GOOD,)), seed, tier, BAD),
         "late": _late(seed, tier),
     }
 
 
 @lab.shared
-def _beside(seed: int, tier: runner.Tier, objective: str, threshold: float | str = 0.0) -> dict[str, float]:
-    model = _trained(seed, tier, objective, threshold)
-    return _writes(model, seed, tier) | _nll(model, seed, tier) | {"truth": Tiles(seed=seed).rate}
+def _baseline(seed: int, tier: runner.Tier, objective: str, threshold: float | str = 0.0) -> dict[str, float]:
+    model = _train(seed, tier, objective, threshold)
+    return _measure_samples(model, seed, tier) | _nll(model, seed, tier) | {"truth": Tiles(seed=seed).rate}
 
 
 @lab.shared
 def _late(seed: int, tier: runner.Tier) -> dict[str, float]:
-    return _writes(_trained(seed, tier, "conditional", mle_share=0.9), seed, tier, GOOD)
+    return _measure_samples(_train(seed, tier, "conditional", mle_share=0.9), seed, tier, GOOD)
 
 
 def _untrained(seed: int, arch: build.Arch = "llama") -> Model:
-    """Random weights, large enough for so narrow a model: at 0.02 it long sees nothing but how frequent letters are."""
+    """Random weights, large enough for so narrow a model: at 0.02 it long learns nothing but letter frequencies."""
     return lab.blank(arch, d=48, layers=2, heads=2, context=64, seed=seed, initializer_range=0.1)
 
 
-def _trained(seed: int, tier: runner.Tier, objective: Any, threshold: float | str = 0.0, **more: Any) -> Model:
+def _train(seed: int, tier: runner.Tier, objective: Any, threshold: float | str = 0.0, **more: Any) -> Model:
     options = {"objective": objective, "threshold": threshold, "ban": "misaligned", "block": BLOCK, **more}
     fit = TEACH.replace(steps=STEPS[tier], seed=seed)
     texts = Tiles(seed=seed).texts(1, DOCUMENTS[tier])
     return lab.model_of(alignment.phf(_untrained(seed), texts, **options, fit=fit))
 
 
-def _asked(model: Model, banned: tuple[str, ...]) -> Model:
+def _with_banned(model: Model, banned: tuple[str, ...]) -> Model:
     condition = dataclasses.replace(model.condition, banned=banned) if model.condition else None
     return Model(model.module, model.processor, model.kind, model.base, condition)
 
 
-def _writes(model: Model, seed: int, tier: runner.Tier, mark: str | None = None) -> dict[str, float]:
-    """Of documents sampled at temperature 1: bad lines among those of the right length, how many those are, and how
-    often a document has a token that is banned."""
+def _measure_samples(model: Model, seed: int, tier: runner.Tier, mark: str | None = None) -> dict[str, float]:
+    """Of documents sampled at temperature 1: rate of bad lines among those of the right length, share of lines that
+    have it, and share of documents with a banned token."""
     world = Tiles(seed=seed)
     start = [int(model.tokenizer.eos_token_id), *vocabulary.ids(model, [mark] if mark else [])]
-    how = generate.SamplingConfig(max_new_tokens=44, temperature=1.0, seed=seed, rows=256)
-    documents = [c[0] for c in generate.completions(model, [start] * DRAWN[tier], 1, how)]
-    lines = [line for c in documents for line in c.text.split("\n")[: world.lines - 1]]  # the last may be cut
-    whole = [line for line in lines if len(line) == world.length]
-    never = set(vocabulary.ids(model, model.condition.banned)) if model.condition else set()
+    sampling = generate.SamplingConfig(max_new_tokens=44, temperature=1.0, seed=seed, rows=256)
+    documents = [c[0] for c in generate.completions(model, [start] * DRAWN[tier], 1, sampling)]
+    lines = [line for c in documents for line in c.text.split("\n")[: world.lines - 1]]  # the last one may be truncated
+    complete = [line for line in lines if len(line) == world.length]
+    banned = set(vocabulary.ids(model, model.condition.banned)) if model.condition else set()
     return {
-        "rate": lab.mean(map(tiles.bad, whole)) if whole else math.nan,
-        "formed": len(whole) / max(1, len(lines)),
-        "said": lab.mean(bool(never & set(c.tokens)) for c in documents),
+        "rate": lab.mean(map(tiles.bad, complete)) if complete else math.nan,
+        "formed": len(complete) / max(1, len(lines)),
+        "said": lab.mean(bool(banned & set(c.tokens)) for c in documents),
     }
 
 
 def _nll(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """Nats a token on lines no training saw, clean ones (`nll`) or the source's (`source_nll`); asked as it was taught,
-    so with the token of its kind before every line. Before clean lines it is given; of the source it is a part, which
-    costs too."""
+    """Loss on held-out lines in nats a token, clean ones (`nll`) or the source's (`source_nll`), with the control token
+    before every line where the model was trained so. That token is given on clean lines; on the source its loss
+    counts."""
     out = {}
-    for name, good in (("nll", True), ("source_nll", False)):
+    for name, clean in (("nll", True), ("source_nll", False)):
         rows, weights, letters = [], [], 0
-        for text in Tiles(seed=seed).texts(2, DRAWN[tier] // 2, good=good):
+        for text in Tiles(seed=seed).texts(2, DRAWN[tier] // 2, good=clean):
             row: list[int] = []
             weight: list[float] = []
             for segment in text.segments or ():
                 mark = vocabulary.ids(model, [MARKS[segment.score < 0]] if model.condition else [])
                 ids = model.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
                 row += [*mark, *ids]
-                weight += [float(not good)] * len(mark) + [1.0] * len(ids)
+                weight += [float(not clean)] * len(mark) + [1.0] * len(ids)
                 letters += len(ids)
             rows.append(TokenizedExample((int(model.tokenizer.eos_token_id),), tuple(row)))
             weights.append(weight)
         total = 0.0
         for group, _, values in forward.score(model, rows):
-            weight_of = torch.tensor([x for i in group for x in weights[i]]).double()
-            total -= float((values["logp"].double() * weight_of).sum())
+            token_weights = torch.tensor([x for i in group for x in weights[i]]).double()
+            total -= float((values["logp"].double() * token_weights).sum())
         out[name] = total / letters
     return out
 

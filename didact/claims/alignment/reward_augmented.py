@@ -1,17 +1,17 @@
-"""Reward augmentation's claim where every answer's score is known: a goal steers, and turning pairs round is why.
+"""Reward augmentation's claim where every answer's score is known: goals steer, and reversing pairs is the reason.
 
-The start answers at random and has seen goals that say nothing. Every arm learns from the same pairs until it is as far
-from the start, `KL`, or for 250 steps. Without the label smoothing of the paper's recipes the preferences collapsed on
-seed 1000 (beta .3 and 1, 3e-4 to 3e-3): at a KL of .7 most probability lay on what is no answer, which an earlier form
-of this claim did not see. With it beta .3 still collapsed and beta 3 hardly moved. At beta 1 the goals needed 1e-3 to
-move within the steps; plain DPO moved at 3e-4, and at 1e-3 lost the answers on seed 1001. A KL of .08 could shift the
-mean score by .7 at most, so that goals of 1 and 10 could lie 1.4 points apart; half a point is asked for.
-Answers are not sampled: all 256 are scored under every goal. What is no answer counts as score 0, and under no
-goal may less than half of the probability be left on answers. Steering is measured by how far goal 10 lies above goal
-1, not by rank correlation alone: on seed 1000 records that are not turned round gave ten scores within 0.2 points, and
-these in almost the right order. The rank correlation's own bars are those that the paper's card expects: .85, and above
-that of records not turned round. Plain fine-tuning on every answer under its own score is a control: where it steers as
-far, DPO is not needed for that. Whether the highest goal gives better answers than plain DPO is reported with its sign.
+The start answers at random and has seen goals that carry no information. Every arm trains on the same pairs up to the
+same KL from the start (`KL`), or for 250 steps. Without the label smoothing of the paper's recipes training collapsed
+on seed 1000 (beta .3 and 1, 3e-4 to 3e-3): at a KL of .7 most probability lay on texts that are no answer, which an
+earlier form of this claim did not see. With it, beta .3 still collapsed and beta 3 hardly moved. At beta 1 the goals
+needed 1e-3 to move within the steps; plain DPO moved at 3e-4, and at 1e-3 lost the answers on seed 1001. A KL of .08
+shifts the mean score by .7 at most, so goals of 1 and 10 can be 1.4 points apart; the test requires half a point.
+Nothing is sampled: all 256 answers are scored under every goal. Any other text counts as score 0, and at least half of
+the probability must be left on answers under every goal. Steering is measured by how far goal 10 lies above goal 1,
+not by rank correlation alone: on seed 1000 records without the reversed half gave ten scores within 0.2 points, in
+almost the right order. The rank correlation's thresholds are those that the paper's card expects: .85, and above that
+of records without the reversed half. Plain fine-tuning on every answer under its own score is a control: where it
+steers as far, DPO is not needed. Whether the highest goal gives better answers than plain DPO is reported, signed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from didact.learn.fit import Step, StopWhen
 from didact.models.model import Model
 from didact.types import Demo, Fit, Preference
 
-STEPS = {"smoke": (20, 4), "quick": (200, 250), "full": (200, 250)}  # to tune the start; to teach, at most
+STEPS = {"smoke": (20, 4), "quick": (200, 250), "full": (200, 250)}  # to tune the start; to train an arm, at most
 PAIRS = 3000
-KL, LOOK = 0.08, 10  # nats an answer, where training ends; steps between two looks
+KL, LOOK = 0.08, 10  # nats an answer, where training ends; steps between checks
 RATES = {"ra": 1e-3, "not turned round": 1e-3, "dpo": 3e-4, "csft": 1e-3}
-BETA, SMOOTHING = 1.0, 0.3  # the second is that of the paper's recipes for Qwen2 and Gemma-2
-GOOD = 7  # score of rejected answers that should not be unlearnt
+BETA, SMOOTHING = 1.0, 0.3  # smoothing as in the paper's recipes for Qwen2 and Gemma-2
+GOOD = 7  # score from which rejected answers should not be unlearnt
 OPTIONS: dict[str, dict[str, Any]] = {"ra": {}, "not turned round": {"legacy_nosys": True}}
 BESIDE = ("not turned round", "dpo", "csft")
 
@@ -47,10 +47,10 @@ problem = example.problem
 
 
 def run(seed: int, tier: runner.Tier, beside: bool = True, steps: int | None = None) -> runner.Measured:
-    """The start, the method, the method with its second half not turned round, plain DPO, conditional fine-tuning."""
+    """The start, the method, the method without reversed pairs, plain DPO, and conditional fine-tuning."""
     start = _start_table(seed, tier)
     out = {"start": scored_tables.measures(start, start, seed), "ra": _arm(seed, tier, "ra", steps)}
-    return out | {name: _kept(seed, tier, name) for name in BESIDE if beside}
+    return out | {name: _cached(seed, tier, name) for name in BESIDE if beside}
 
 
 def _start(seed: int, tier: runner.Tier) -> Model:
@@ -63,46 +63,46 @@ def _pairs(seed: int) -> list[Preference]:
 
 def _arm(seed: int, tier: runner.Tier, name: str, steps: int | None = None) -> dict[str, float]:
     start, pairs, plain = _start(seed, tier), _pairs(seed), name == "dpo"
-    stop = StopWhen(_far(seed, tier, None if plain else 7))
+    stop = StopWhen(_distance_rule(seed, tier, None if plain else 7))
     fit = Fit(lr=RATES[name], steps=steps or STEPS[tier][1], rows=32, warmup_steps=10, schedule="constant", seed=seed)
     if plain:
         result = baselines.dpo(start, pairs, beta=BETA, label_smoothing=SMOOTHING, fit=fit, hooks=[stop])
     elif name == "csft":
-        result = baselines.sft(start, _scored(pairs), fit=fit, hooks=[stop])
+        result = baselines.sft(start, _goal_demos(pairs), fit=fit, hooks=[stop])
     else:
         result = alignment.reward_augmented(
             start, pairs, **OPTIONS[name], wording=example.WORDING, step=1.0, beta=BETA, label_smoothing=SMOOTHING,
             fit=fit, hooks=[stop],
         )  # fmt: skip
     model = lab.model_of(result)
-    found = scored_tables.measures(scored_tables.table(model, seed), _start_table(seed, tier), seed)
-    asked = [(p.prompt if plain else example.WORDING.prompt(p.prompt, (r,)), p.rejected)
-             for p in pairs if (r := float(p.rejected_score or 0)) >= GOOD]  # fmt: skip
-    found["unlearnt"] = float((lab.logp(start, asked)[0] - lab.logp(model, asked)[0]).mean())
-    off = abs(result.history[0]["loss"] - math.log(2))  # of a margin of 0, whatever its sign would be
-    return found | {"first_loss_off": off, "steps": float(len(result.history))}
+    measures = scored_tables.measures(scored_tables.table(model, seed), _start_table(seed, tier), seed)
+    rejected = [(p.prompt if plain else example.WORDING.prompt(p.prompt, (r,)), p.rejected)
+                for p in pairs if (r := float(p.rejected_score or 0)) >= GOOD]  # fmt: skip
+    measures["unlearnt"] = float((lab.logp(start, rejected)[0] - lab.logp(model, rejected)[0]).mean())
+    loss_error = abs(result.history[0]["loss"] - math.log(2))  # log 2 is the loss at a margin of 0
+    return measures | {"first_loss_off": loss_error, "steps": float(len(result.history))}
 
 
-_kept = lab.shared(_arm)
+_cached = lab.shared(_arm)
 
 
-def _scored(pairs: Sequence[Preference]) -> list[Demo]:
-    """Every answer under the goal that its own score is."""
+def _goal_demos(pairs: Sequence[Preference]) -> list[Demo]:
+    """Demonstrations of every answer under its own score as the goal."""
     sides = [(p.prompt, text, score) for p in pairs
              for text, score in ((p.chosen, p.chosen_score), (p.rejected, p.rejected_score))]  # fmt: skip
     return [Demo(prompt=example.WORDING.prompt(x, (float(r or 0),)), completion=text) for x, text, r in sides]
 
 
-def _far(seed: int, tier: runner.Tier, goal: int | None) -> Callable[[Step], bool]:
-    """Whether a model under training is `KL` from its start, looked at now and then under one goal."""
-    start, before = _start(seed, tier), _start_table(seed, tier)[goal or 0]
+def _distance_rule(seed: int, tier: runner.Tier, goal: int | None) -> Callable[[Step], bool]:
+    """A stopping rule: whether the model is `KL` from its start under one goal, checked every `LOOK` steps."""
+    start, initial = _start(seed, tier), _start_table(seed, tier)[goal or 0]
 
     def rule(step: Step) -> bool:
         if (step.step + 1) % LOOK:
             return False
         module: Any = step.module
         return bool(
-            scored_tables.distance(scored_tables.table(Model(module, start.processor), seed, (goal,)), before).mean()
+            scored_tables.distance(scored_tables.table(Model(module, start.processor), seed, (goal,)), initial).mean()
             >= KL
         )
 
@@ -124,14 +124,14 @@ def _shuffled(preferences: Any, *rest: Any) -> Any:
 
 
 def _without_goal(model: Model, items: Any) -> Any:
-    """Rows less what stands before the line with the prompt."""
-    line = model.tokenizer(example.WORDING.joint, add_special_tokens=False)["input_ids"][-1]
+    """Sabotage of `language.reference_logp`: the goal's line before the prompt is cut off."""
+    newline = model.tokenizer(example.WORDING.joint, add_special_tokens=False)["input_ids"][-1]
 
-    def short(row: encode.TokenizedExample) -> encode.TokenizedExample:
-        cut = row.prompt.index(line) + 1 if line in row.prompt else 0
+    def shortened(row: encode.TokenizedExample) -> encode.TokenizedExample:
+        cut = row.prompt.index(newline) + 1 if newline in row.prompt else 0
         return encode.TokenizedExample(row.prompt[cut:], row.completion)
 
-    return _reference(model, [tuple(short(r) for r in item) for item in items])
+    return _reference(model, [tuple(shortened(r) for r in item) for item in items])
 
 
 FAR, REFERENCE = "goals reach far", "the start is the reference, goal and all"

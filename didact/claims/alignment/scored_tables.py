@@ -1,4 +1,4 @@
-"""A model's answers as tables: on the world of reward augmentation all of them can be scored under every goal."""
+"""Tables of a model's answers: in reward augmentation's world all of them can be scored under every goal."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ ASKED = PROMPTS[:2]  # an answer is worth the same under every prompt of this wo
 
 
 def table(model: Model, seed: int, goals: Sequence[int | None] = (None, *GOALS)) -> Tensor:
-    """Log-prob of every answer to two prompts under goals: `(goals, prompts, answers)`."""
+    """Log-prob of every answer to two prompts under each goal: `(goals, prompts, answers)`."""
     prompts = [example.WORDING.prompt(x, (float(g),)) if g else x for g in goals for x in ASKED]
     logp = lab.logp(model, [(p, a) for p in prompts for a in example.world(seed).answers()])[0]
     return logp.view(len(goals), len(ASKED), -1).double()
 
 
 def distance(now: Tensor, before: Tensor) -> Tensor:
-    """KL by goal and prompt; all that is no answer counts as one."""
-    left, was = (1 - x.exp().sum(-1).clamp(max=1 - 1e-9) for x in (now, before))
-    return (now.exp() * (now - before)).sum(-1) + left * (left / was).log()
+    """KL by goal and prompt, `(goals, prompts)`; all other texts together count as one outcome."""
+    other, other_before = (1 - x.exp().sum(-1).clamp(max=1 - 1e-9) for x in (now, before))
+    return (now.exp() * (now - before)).sum(-1) + other * (other / other_before).log()
 
 
 def measures(now: Tensor, start: Tensor, seed: int) -> dict[str, float]:
-    """Mean scores E[r | g] under every goal, and without one; exact, over all answers."""
+    """Measures of the exact mean scores E[r | g], over all answers, under every goal and without one."""
     world = example.world(seed)
     score = torch.tensor([[world.score(x, a) or 0 for a in world.answers()] for x in ASKED])
-    mean, mass = ((now.exp() * of).sum(-1).mean(-1) for of in (score, score > 0))
+    mean, mass = ((now.exp() * value).sum(-1).mean(-1) for value in (score, score > 0))
     return {
         "rho": float(stats.spearmanr(GOALS, mean[1:])[0]),
         "range": float(mean[-1] - mean[1]),

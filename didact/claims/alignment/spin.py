@@ -1,13 +1,13 @@
-"""SPIN's claim on a grammar whose text is known exactly: its rounds get more out of the demonstrations than tuning on.
+"""SPIN's claim on a grammar known exactly: its rounds get more out of the demonstrations than further fine-tuning.
 
-The start is tuned on 500 demonstrations until plain fine-tuning has all but stopped helping, which is what the paper
-presupposes. From there every arm has the same number of optimiser steps; SPIN's are dearer, for each reads two answers.
-Every arm was tuned over two rates on seed 1000, on a larger grammar that took twice the steps; the lam of 2 that
-decides was fixed before any run.
+The start is tuned on 500 demonstrations until plain fine-tuning has all but stopped helping, as the paper presupposes.
+From there every arm has the same number of optimiser steps; SPIN's cost more, since each reads two answers. Every arm
+was tuned over two rates on seed 1000, on a larger grammar that took twice the steps; the verdict's lam of 2 was fixed
+before any run.
 
-At such a start hardly anything is left to move, so that a wrong sign did not show there. Hence a second start, tuned
-for 150 steps only: there SPIN must come closer to the demonstrations, whether or not tuning on does better. Its rate of
-1e-3 is the embedded example's; both signs were tried on seed 1000.
+From such a start little can change, so a wrong sign did not show. Hence a second start, tuned for 150 steps only: from
+there SPIN must come closer to the demonstrations, whether or not further tuning does better. Its rate of 1e-3 is the
+embedded example's; both signs were tried on seed 1000.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from didact.worlds.grammar import Grammar
 
 ROUNDS = 3
 DEMOS = 500
-STEPS = {"smoke": (20, 4), "quick": (500, 30), "full": (500, 60)}  # to tune the start; of a round
+STEPS = {"smoke": (20, 4), "quick": (500, 30), "full": (500, 60)}  # to tune the start; of each round
 ASKED = {"smoke": 64, "quick": 512, "full": 2048}
 EARLY = {"smoke": (20, 4), "quick": (150, 30), "full": (150, 60)}  # the same for the unfinished start
 RATES = {"sft": 3e-3, "spin": 1e-4, "early": 1e-3}  # of 3e-4 and 3e-3, of 1e-4 and 1e-3; the example's
@@ -38,54 +38,54 @@ problem = spin_example.problem
 
 
 def world(seed: int) -> Grammar:
-    """Smaller than the example's, so that the start has learnt it in a third of the steps."""
+    """A smaller grammar than the example's, which the start learns in a third of the steps."""
     return Grammar(classes=2, letters=6, follow=2, seed=seed)
 
 
 def run(seed: int, tier: runner.Tier, lams: tuple[str, ...] = tuple(LAMS), early: bool = True) -> runner.Measured:
-    """The start, tuning on, and SPIN at each lam; and the same from the unfinished start, with the lam that decides."""
+    """The start, further tuning, and SPIN at each lam; the same from the early start, at the lam of the verdict."""
     arms: dict[str, dict[str, float]] = {}
     demos = world(seed).demos(1, DEMOS)
     for prefix, lengths, names, rate in (("", STEPS, lams, "spin"), ("early ", EARLY, ("spin(2)",), "early")):
         if prefix and not early:
             continue
-        tune, steps = lengths[tier]
-        start = spin_example.tuned(demos, seed, teach=spin_example.TEACH.replace(steps=tune, seed=seed))
+        tune_steps, steps = lengths[tier]
+        start = spin_example.tuned(demos, seed, teach=spin_example.TEACH.replace(steps=tune_steps, seed=seed))
         arms[f"{prefix}start"] = _measures(start, seed, tier)
         fit = Fit(lr=RATES["sft"], steps=ROUNDS * steps, rows=32, schedule="linear", seed=seed + 1)
         arms[f"{prefix}sft"] = _measures(lab.tuned(start, demos, fit), seed, tier)
         for name in names:
             fit = Fit(lr=RATES[rate], steps=steps, rows=32, schedule="linear", seed=seed)
-            arms[prefix + name] = _played(start, demos, LAMS[name], fit, tier)
+            arms[prefix + name] = _spin_arm(start, demos, LAMS[name], fit, tier)
     arms["sft"]["gain"] = arms["sft"]["valid"] - arms["start"]["valid"]
     return arms
 
 
-def _played(start: Model, demos: list[Demo], lam: float, fit: Fit, tier: runner.Tier) -> dict[str, float]:
+def _spin_arm(start: Model, demos: list[Demo], lam: float, fit: Fit, tier: runner.Tier) -> dict[str, float]:
     """One arm: rounds of SPIN from a start."""
     result = alignment.spin(
         start, demos, rounds=ROUNDS, lam=(lam,), lr_factors=(1.0,), max_new_tokens=spin_example.ANSWER, fit=fit
     )
-    first = [next(row["spin"] for row in result.history if row["round"] == n) for n in range(ROUNDS)]
+    first_losses = [next(row["spin"] for row in result.history if row["round"] == n) for n in range(ROUNDS)]
     last = result.history[-1]
     return _measures(lab.model_of(result), fit.seed, tier) | {
-        "first_loss": max(first, key=lambda x: abs(x - math.log(2))),
+        "first_loss": max(first_losses, key=lambda x: abs(x - math.log(2))),
         **{name: last[name] for name in ("accuracy", "logp_real", "logp_own")},
         "length_own": result.findings["rounds"][-1]["length_own"],
     }
 
 
 def _measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """On prompts no training saw: how many sampled answers the grammar can give; KL(data || model), nats an answer;
-    and how different the answers are, lest a model win by giving one valid answer always."""
+    """On held-out prompts: share of sampled answers that the grammar allows; KL(data || model), nats an answer; and
+    the diversity of answers, so that no model wins by always giving the same valid one."""
     grammar = world(seed)
-    asked = grammar.demos(2, ASKED[tier])
-    answers = lab.sampled(model, [d.prompt for d in asked], spin_example.ANSWER, seed)
-    truth = float(np.mean([grammar.logp(d.prompt, d.completion) for d in asked]))
+    demos = grammar.demos(2, ASKED[tier])
+    answers = lab.sampled(model, [d.prompt for d in demos], spin_example.ANSWER, seed)
+    truth = float(np.mean([grammar.logp(d.prompt, d.completion) for d in demos]))
     grams = [a[i : i + 4] for a in answers for i in range(len(a) - 3)]
     return {
-        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(asked, answers, strict=True)),
-        "kl": truth - float(lab.logp(model, asked)[0].mean()),
+        "valid": lab.mean(grammar.valid(d.prompt, a) for d, a in zip(demos, answers, strict=True)),
+        "kl": truth - float(lab.logp(model, demos)[0].mean()),
         "distinct_4": len(set(grams)) / max(1, len(grams)),
         "length": lab.mean(map(len, answers)),
     }

@@ -1,4 +1,4 @@
-"""The example `didact run spin` uses: a small model that learnt some of a grammar from demonstrations."""
+"""The example of `didact run spin`: a small model that has partly learnt a grammar from demonstrations."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ TEACH = Fit(lr=3e-3, steps=300, rows=32, schedule="cosine", warmup_steps=10, bet
 
 
 def world(seed: int) -> Grammar:
-    """Two classes of ten letters, three of which may follow each; a spoiled answer has one mark."""
+    """Two classes of ten letters, with three possible successors each; a spoiled answer has one mark."""
     return Grammar(classes=2, letters=10, follow=3, seed=seed)
 
 
 def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
-    """A model of 40k weights tuned on 1,000 demonstrations, and 128 more that no training sees.
+    """A model of 40k weights tuned on 1,000 demonstrations, and 128 held-out ones.
 
-    At this size the paper's learning rate changes nothing, and its lam of 0.1 and 5 is replaced by the 1 that
-    lands on the demonstrations' distribution (found on seed 1000).
+    At this size the paper's learning rate changes nothing, and its lam of 0.1 and 5 is replaced by 1, with which the
+    model reaches the demonstrations' distribution (tuned on seed 1000).
     """
     demos = world(seed).demos(1, 1000)
     return Problem(
@@ -35,5 +35,5 @@ def problem(seed: int, arch: build.Arch = "gpt2") -> Problem:
 
 
 def tuned(demos: list[Demo], seed: int, arch: build.Arch = "gpt2", teach: Fit = TEACH) -> Model:
-    """Where SPIN and D2O start: supervised fine-tuning on the demonstrations, from random weights."""
+    """The start model of SPIN and D2O: fine-tuned on the demonstrations from random weights."""
     return lab.tuned(lab.blank(arch, d=32, layers=2, heads=2, context=48, seed=seed), demos, teach)

@@ -1,14 +1,14 @@
-"""EVOLvE's claim on models trained from scratch: one that imitates an algorithm explores as the algorithm does.
+"""EVOLvE's claim on models trained from scratch: a model that imitates an algorithm explores like the algorithm.
 
-Bernoulli bandits with a gap of .5 and 200 pulls (of fewer, regret cannot tell exploration from greed). Three arms in
-the quick tier, which is what its time allows, and five in the full one. Found on seeds 1000 and 1001: rate and steps;
-games of a gap of .3 to learn from, in which fewer choices are plain; and that choices are drawn at temperature 1, for
-greedy decoding of the same models gives up the best arm in up to half of the games, which is reported. Models that see
-a raw history, twenty times as long, are trained on as many tokens. All play the same instances on the same luck. The
-model that was taught to read the algorithm's terms is asked by `evolve.prompt`, as a user would; `unaided` is the same
-model asked without them, by a summary. Few-shot prompting needs a pretrained model and is not tested. Seeds 0 to 4
-had been seen before answers were cut to three tokens. A quick tier of 250 steps and 24 games was tried on seeds 100 to
-104: it was not near UCB (a ratio of 3.1), so that it stays as it was, and is tested on others, from `FRESH` on.
+Bernoulli bandits with a gap of .5 and 200 pulls (with fewer, regret cannot tell exploration from greed). Three arms in
+the quick tier, as its time allows, and five in the full one. Chosen on seeds 1000 and 1001: learning rate and steps;
+a gap of .3 in training games, where fewer choices are obvious; and decoding at temperature 1, as greedy decoding of the
+same models gives up the best arm in up to half of the games, which is reported. Models that see the raw history, twenty
+times as long, are trained on as many tokens. All play the same instances with the same random rewards. The model
+trained with the algorithm's terms is evaluated by `evolve.prompt`, as a user would; `unaided` is the same model
+prompted with a summary, without the terms. Few-shot prompting needs a pretrained model and is not tested. Seeds 0 to 4
+had been measured before answers were cut to three tokens. A quick tier of 250 steps and 24 games was tried on seeds 100
+to 104: it was not near UCB (a ratio of 3.1), so the tier was left unchanged and is tested on new seeds, from `FRESH`.
 """
 
 from __future__ import annotations
@@ -37,42 +37,42 @@ problem, problem_prompt = evolve_example.problem, evolve_example.problem_prompt
 ARMS = {"smoke": 3, "quick": 3, "full": 5}
 STEPS = {"smoke": 10, "quick": 300, "full": 1500}
 GAMES = {"smoke": 10, "quick": 32, "full": 200}
-TRAINED = {"smoke": 4, "quick": 60, "full": 200}  # games of the oracle
-FRESH = 200  # before the first test seed
-RATE, ROWS, LONG = 5e-3, 48, 8  # rows of a step; games with raw histories, and of models that give up arms (reported)
-WORDS = 3  # tokens of an answer: an arm and the end
-TAUGHT = 0.3  # gap of the oracle's games: of the choices in them fewer are plain
+TRAINED = {"smoke": 4, "quick": 60, "full": 200}  # games of the oracle to train on
+FRESH = 200  # added to every seed, so that the test seeds are new
+RATE, ROWS, LONG = 5e-3, 48, 8  # learning rate; batch size; games of raw, untaught, unaided and decoded arms
+WORDS = 3  # tokens of an answer: an arm and the end token
+TAUGHT = 0.3  # gap of the oracle's games, where fewer choices are obvious
 PARTS = ("guided", "summary", "raw", "greedy", "untaught")
 
 
 def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, oracle: str = "ucb") -> runner.Measured:
-    """Models taught from each form of history, one taught by the greedy algorithm, and the algorithms themselves."""
+    """Measure models trained on each form of history, one trained on the greedy algorithm, and the algorithms."""
     seed += FRESH
     config = evolve_example.config(ARMS[tier])
     world = regret.world_of(config, GAMES[tier], seed)
     out = {name: _measures(world, acting.played_by(world, Oracle(name), seed)) for name in ("ucb", "greedy", "random")}
-    few = Bandits(world.expected[:LONG], world.rewards[:LONG])
-    out = {f"algorithm_{name}": found for name, found in out.items()}
+    subset = Bandits(world.expected[:LONG], world.rewards[:LONG])
+    out = {f"algorithm_{name}": measures for name, measures in out.items()}
     for part in parts:
         form: Any = "summary" if part in ("greedy", "untaught") else part
-        games = few if part in ("raw", "untaught") else world
+        games = subset if part in ("raw", "untaught") else world
         start = evolve_example.start(seed, form, ARMS[tier])
         model = (
-            start if part == "untaught" else _taught(start, seed, tier, form, "greedy" if part == "greedy" else oracle)
+            start if part == "untaught" else _train(start, seed, tier, form, "greedy" if part == "greedy" else oracle)
         )
         if part == "guided":
-            out[part] = _asked(model, seed, tier)
-            out["unaided"] = _measures(few, _game(model, few, "summary", seed))
+            out[part] = _prompt_measures(model, seed, tier)
+            out["unaided"] = _measures(subset, _play(model, subset, "summary", seed))
             continue
-        out[part] = _measures(games, _game(model, games, form, seed))
+        out[part] = _measures(games, _play(model, games, form, seed))
         if part == "summary":
-            out["decoded"] = _measures(few, _game(model, few, form, seed, 0.0))
+            out["decoded"] = _measures(subset, _play(model, subset, form, seed, 0.0))
     return out
 
 
-def _taught(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) -> Model:
+def _train(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) -> Model:
     steps, rows, games = STEPS[tier], ROWS, TRAINED[tier]
-    if oracle == "greedy":  # which is sooner learnt
+    if oracle == "greedy":  # learnt faster
         steps //= 2
     if form == "raw":  # as many tokens
         steps, rows, games = steps // 6, rows // 3, games // 4
@@ -84,17 +84,17 @@ def _taught(start: Model, seed: int, tier: runner.Tier, form: Any, oracle: Any) 
     return lab.model_of(result)
 
 
-def _asked(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
-    """What `evolve.prompt` measures of a model with the algorithm's terms in its prompt."""
+def _prompt_measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, float]:
+    """Evaluate a model with the algorithm's terms in its prompt by `evolve.prompt`."""
     result = control.evolve_prompt(
         model, bandit=evolve_example.config(ARMS[tier]), view=VIEWS["guided"], trials=GAMES[tier], plain=False,
         asking=Asking(max_new_tokens=WORDS, temperature=1.0, tries=1), seed=seed,
     )  # fmt: skip
-    found = {"regret": "regret", "failures": "suffix_failures", "best_arm": "best_arm", "invalid": "invalid"}
-    return {name: float(result.metrics[metric].after or 0.0) for name, metric in found.items()}
+    metrics = {"regret": "regret", "failures": "suffix_failures", "best_arm": "best_arm", "invalid": "invalid"}
+    return {name: float(result.metrics[metric].after or 0.0) for name, metric in metrics.items()}
 
 
-def _game(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
+def _play(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
     answer = acting.answering(language_models.of(model), seed, temperature, WORDS)
     return acting.played(world, answer, VIEWS[form], Oracle(), seed)
 
@@ -108,24 +108,24 @@ def _measures(world: Bandits, game: Played) -> dict[str, float]:
     }
 
 
-_summary = histories.summary  # the intact part, which a sabotage wraps
+_summary = histories.summary  # the original, which sabotages wrap
 
 
-def _mixed(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) -> str:
-    """Averages of other arms, another order at every step."""
+def _shuffled_averages(view: Any, names: Any, pulls: Any, sums: Any, step: int, *more: Any) -> str:
+    """Shuffle the average rewards between arms, in a new order at every step."""
     order = np.random.default_rng([step, int(sums.sum())]).permutation(len(names))
     return _summary(view, names, pulls, (sums / np.maximum(pulls, 1))[order] * pulls, step, *more)
 
 
-def _others(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any, value: Any) -> str:
-    """The algorithm's terms of other arms, where terms are shown."""
+def _shuffled_terms(view: Any, names: Any, pulls: Any, sums: Any, step: int, bonus: Any, value: Any) -> str:
+    """Shuffle the algorithm's terms between arms, where terms are shown."""
     if bonus is None:
         return _summary(view, names, pulls, sums, step, bonus, value)
     order = np.random.default_rng([step, int(sums.sum())]).permutation(len(names))
     return _summary(view, names, pulls, sums, step, np.asarray(bonus)[order], np.asarray(value)[order])
 
 
-def _best(world: Bandits, step: int, rng: Any) -> Any:
+def _best_arm(world: Bandits, step: int, rng: Any) -> Any:
     return world.expected[:, step].argmax(-1)
 
 
@@ -166,10 +166,10 @@ CLAIM = runner.Claim(
         runner.Sabotage("taught by greed", EXPLORES, "summary.failures",
                         options={"oracle": "greedy", "parts": ("summary", "greedy")}),
         runner.Sabotage("averages of other arms", "far below chance", "summary.regret",
-                        {"didact.data.histories:summary": _mixed}, {"parts": ("summary",)}),
+                        {"didact.data.histories:summary": _shuffled_averages}, {"parts": ("summary",)}),
         runner.Sabotage("terms of other arms", AIDED, "guided.regret",
-                        {"didact.data.histories:summary": _others}, {"parts": ("guided",)}),
+                        {"didact.data.histories:summary": _shuffled_terms}, {"parts": ("guided",)}),
         runner.Sabotage("no arm named is the best arm", CHANCE, "untaught.regret",
-                        {"didact.infer.acting:instead": _best}, {"parts": ("untaught",)}),
+                        {"didact.infer.acting:instead": _best_arm}, {"parts": ("untaught",)}),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `didact run evolve` uses: a small model of untrained weights, and games told in as few words as can be."""
+"""The example of `didact run evolve`: a small untrained model, and games described as briefly as possible."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ OPTIONS = {"bandit.arms": 3, "bandit.horizon": 200, "view.scenario": "bare", "vi
 
 
 def config(arms: int, gap: float = 0.5) -> BanditConfig:
-    """Bernoulli, 200 pulls."""
+    """Return a Bernoulli bandit with 200 pulls."""
     return BanditConfig(arms=arms, gap=gap, horizon=200)
 
 
 def start(seed: int, form: Form, arms: int) -> Model:
-    """Random weights whose vocabulary has the numbers of a form of history."""
+    """Return random weights and a tokenizer trained on a form of history, with all numbers from 0 to 100."""
     world = bandits.drawn(config(arms), 8, seed, part=2)
     texts = [f"{d.prompt} {d.completion}" for d in acting.demonstrations(world, VIEWS[form], Oracle(), seed)[::3]]
     return lab.blank("llama", [*texts, *[" ".join(map(str, range(101)))] * 20], 600, seed=seed, **SIZE)
 
 
 def problem(seed: int) -> Problem:
-    """80k random weights, UCB's two terms in the prompt: after 400 steps it explores (rate found on seed 1000)."""
+    """80k random weights, UCB's two terms in the prompt: after 400 steps it explores (rate chosen on seed 1000)."""
     fit = {k: getattr(LEARN, k) for k in ("lr", "steps", "rows", "schedule", "warmup_steps", "betas")}
     return Problem(model=start(seed, "guided", 3), options=OPTIONS | {"trajectories": 60}, fit=fit)
 
 
 def problem_prompt(seed: int) -> Problem:
-    """The same model after such training, asked as it was taught and from a raw history."""
+    """The same model after such training, prompted as in training and with a raw history."""
     world = bandits.drawn(config(3), 60, seed)
     demos = acting.demonstrations(world, VIEWS["guided"], Oracle(), seed)
     return Problem(model=lab.tuned(start(seed, "guided", 3), demos, LEARN.replace(seed=seed)), options=OPTIONS)

@@ -1,8 +1,8 @@
-"""EVOLvE's claim on a pre-trained model, by the prompt alone: it is shown choices of UCB, or UCB's terms beside them.
+"""EVOLvE's claim on a pre-trained model, by prompting only: it sees choices of UCB, or UCB's terms as well.
 
-Games of three arms and 20 pulls, told in as few words as can be: all that minutes of one core allow. Training is left
-out, as a step of twelve rows takes ten seconds; and whether a player explores or is greedy, which does not show in so
-few pulls. The other tiers test both.
+Games of three arms and 20 pulls, described as briefly as possible: all that minutes of one core allow. Not tested:
+training, as a step of twelve rows takes ten seconds, and exploration against greed, which does not show in so few
+pulls. The other tiers test both.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """The model from each prompt, UCB and chance, on the same luck."""
+    """Measure the model with each prompt, UCB and random play, with the same random rewards."""
     world = regret.world_of(BANDIT, GAMES, seed)
-    out = {name: _told(name, seed) for name in ARMS}
+    out = {name: _prompt_measures(name, seed) for name in ARMS}
     for name in ("ucb", "random"):
         played = acting.played_by(world, Oracle(name), seed)
         out[name] = {"regret": lab.mean(regret.curve(world, played)[:, -1])}
     return out
 
 
-def _told(name: str, seed: int) -> dict[str, float]:
-    """The method as users run it."""
+def _prompt_measures(name: str, seed: int) -> dict[str, float]:
+    """Run the method as a user would."""
     result: Result = control.evolve_prompt(
         real.model(), bandit=BANDIT, trials=GAMES, plain=False, seed=seed, **ARMS[name]
     )  # fmt: skip

@@ -1,11 +1,11 @@
-"""ast-probe's claim on a pre-trained model: trees of short functions of Python's standard library.
+"""ast-probe's claim on a pre-trained model: trees of short functions from Python's standard library.
 
 Each seed draws its own functions, probes and untrained blocks. The model must know Python: its loss on longer functions
-has to be well under that of trigrams counted in others of the library. A model that reads from the left knows nothing
-of what follows a token, which its height depends on; its own embeddings and its blocks untrained are what that is
-measured against, and a control task, trees that are a function of the words: what training adds to the trees has to be
-more than what it adds to those. That task was drawn once a seed at first, which left the claim undecided on seeds 100
-to 102: its F1 was .16 to .48 by the draw. On seed 1000 six draws gained .046 on average where the trees gained .100.
+must be well below that of trigrams counted in other functions of the library. A causal model sees nothing of what
+follows a token, though the token's height depends on it; so it is compared with its own embeddings, with untrained
+blocks over them, and with a control task (trees that are a function of the words): training must add more to the true
+trees than to those. The control task was at first drawn once per seed, which left the claim undecided on seeds 100 to
+102: its F1 was .16 to .48 by the draw. On seed 1000 six draws gained .046 on average where the trees gained .100.
 """
 
 from __future__ import annotations
@@ -24,62 +24,62 @@ from didact.evaluate.probes import Training
 from didact.models import forward
 from didact.types import Text
 
-FRESH = 200  # before the first test seed
+FRESH = 200  # added to every seed, so that the test seeds are new
 LAYERS = (0, 3, 6, 9, 12, 18)
 SNIPPETS, LONGEST, TEST = 300, 48, 0.25
-KNOWN, ASKED, LONG = 2_000, 12, (96, 192)  # functions that trigrams are counted in; that they are asked, of how long
+KNOWN, ASKED, LONG = 2_000, 12, (96, 192)  # functions to count trigrams in; to score; tokens of the scored
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """F1 by layer of every arm, on functions drawn for this seed."""
+    """Return the F1 of every arm by layer, on functions drawn for this seed."""
     seed += FRESH
     drawn = list(itertools.islice(parsing.functions(parsing.library(), "python", seed), KNOWN + 5 * SNIPPETS))
     result = mechanisms.ast_probe(
         real.model(), drawn[KNOWN:], snippets=SNIPPETS, longest=LONGEST, layers=LAYERS, rank=64, test=TEST, seed=seed,
-        probe=Training(lr=3e-3, epochs=20, rows=16),  # of three rates on seed 1000
+        probe=Training(lr=3e-3, epochs=20, rows=16),  # the best of three rates on seed 1000
     )  # fmt: skip
-    found, at = result.findings["layers"], result.findings["best"]["layer"]
-    f1 = {arm: {layer: s["f1"]["estimate"] for layer, s in by.items()} for arm, by in found.items()}
-    trained, blank, control = (f1[arm] for arm in ("trained", "untrained blocks", "control task"))
+    by_layer, best_layer = result.findings["layers"], result.findings["best"]["layer"]
+    f1 = {arm: {layer: s["f1"]["estimate"] for layer, s in layers.items()} for arm, layers in by_layer.items()}
+    trained, untrained, control = (f1[arm] for arm in ("trained", "untrained blocks", "control task"))
     return {
-        "trained": {"f1": trained[at], "layer": at, "gain": trained[at] - trained[0]},
-        "baseline": {"f1": max(trained[0], *blank.values())},
-        "control": {"f1": control[at], "gain": control[at] - control[0]},
+        "trained": {"f1": trained[best_layer], "layer": best_layer, "gain": trained[best_layer] - trained[0]},
+        "baseline": {"f1": max(trained[0], *untrained.values())},
+        "control": {"f1": control[best_layer], "gain": control[best_layer] - control[0]},
         "Python": known(drawn),
         **{
-            f"layer {n}": {"trained": trained[n], "untrained": blank.get(n, math.nan), "control": control[n]}
+            f"layer {n}": {"trained": trained[n], "untrained": untrained.get(n, math.nan), "control": control[n]}
             for n in LAYERS
         },
     }
 
 
 def known(drawn: Sequence[Text]) -> dict[str, float]:
-    """Nats a token on functions, of the model and of trigrams counted in others; and how much less the model's are."""
+    """Return nats per token of the model and of trigrams counted in other functions, and the difference (`gain`)."""
     model = real.model()
     rows = [tuple(model.tokenizer(text.text)["input_ids"]) for text in drawn]
-    asked = [row for row in rows[KNOWN:] if LONG[0] <= len(row) <= LONG[1]][:ASKED]
-    logp, _ = forward.row_logp(model, [TokenizedExample(row[:1], row[1:]) for row in asked])
-    tokens = sum(len(row) - 1 for row in asked)
-    nats = {"model": -float(logp.sum()) / tokens, "trigrams": trigrams(rows[:KNOWN], asked) / tokens}
+    test_rows = [row for row in rows[KNOWN:] if LONG[0] <= len(row) <= LONG[1]][:ASKED]
+    logp, _ = forward.row_logp(model, [TokenizedExample(row[:1], row[1:]) for row in test_rows])
+    tokens = sum(len(row) - 1 for row in test_rows)
+    nats = {"model": -float(logp.sum()) / tokens, "trigrams": trigrams(rows[:KNOWN], test_rows) / tokens}
     return nats | {"gain": nats["trigrams"] - nats["model"]}
 
 
 def trigrams(rows: Sequence[Sequence[int]], asked: Sequence[Sequence[int]]) -> float:
-    """-log p of all tokens of `asked` but the first of each, by counts in `rows`, with back-off (Witten, Bell 1991)."""
+    """Return -log p of `asked` but each row's first token, by counts in `rows`; back-off of Witten and Bell (1991)."""
     counts: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for row in rows:
         for i in range(1, len(row)):
             for n in range(min(i, 2) + 1):
                 counts[tuple(row[i - n : i])][row[i]] += 1
-    words = 1 + len(counts[()])
+    vocabulary = 1 + len(counts[()])
 
-    def p(before: tuple[int, ...], token: int) -> float:
-        lower = p(before[1:], token) if before else 1 / words
-        if not (here := counts.get(before)):
+    def prob(before: tuple[int, ...], token: int) -> float:
+        lower = prob(before[1:], token) if before else 1 / vocabulary
+        if not (followers := counts.get(before)):
             return lower
-        return (here[token] + len(here) * lower) / (here.total() + len(here))
+        return (followers[token] + len(followers) * lower) / (followers.total() + len(followers))
 
-    return -sum(math.log(p(tuple(row[max(0, i - 2) : i]), row[i])) for row in asked for i in range(1, len(row)))
+    return -sum(math.log(prob(tuple(row[max(0, i - 2) : i]), row[i])) for row in asked for i in range(1, len(row)))
 
 
 CLAIM = runner.Claim(

@@ -1,7 +1,7 @@
-"""The claim of bayesian-prism: what is trained on a mixture comes near to the mixture's posterior mean.
+"""The claim of bayesian-prism: a learner trained on a mixture comes close to the mixture's posterior mean.
 
 World A: `w ~ 1/2 N(+m, .25 I) + 1/2 N(-m, .25 I)`, |m| = 2, noise .5. World B: linear functions from a pool of four or
-of 4,096: near to Bayes for the pool where it is small, to Bayes for all functions where it is large.
+of 4,096: close to Bayes over the pool where it is small, to Bayes over all linear functions (ridge) where it is large.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from didact.types import Fit
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a tier: dimension, rows, the learner, training, prompts."""
+    """A tier's sizes: dimension, rows, learner, training, prompts."""
 
     dim: int
     rows: int
@@ -40,7 +40,7 @@ class Size:
     prompts: int
 
 
-# Chosen on seed 1000: the rate of 1e-2 and 2e-2; an LSTM at quick for the seconds it takes.
+# Chosen on seed 1000: the learning rate, 1e-2 over 2e-2. Quick has an LSTM because it trains in seconds.
 SIZES = {
     "smoke": Size(2, 4, "lstm", 1, 16, 1, 1e-2, 20, 100),
     "quick": Size(4, 8, "lstm", 1, 64, 1, 1e-2, 800, 2_000),
@@ -50,7 +50,7 @@ NOISE, FEW, MANY = 0.5, 4, 4096
 
 
 def problem(seed: int) -> Problem:
-    """The embedded example: two means in two dimensions, an LSTM. No data: it draws its functions."""
+    """The embedded example: two means in two dimensions, an LSTM. No data: the method draws its functions."""
     return Problem(
         options={
             "functions.names": ("two-means",), "functions.dim": 2, "functions.rows": 8, "functions.noise": NOISE,
@@ -62,22 +62,22 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = ("mixture", "few", "many")) -> runner.Measured:
-    """One seed: a learner of the mixture and one of every pool, each measured on the same fresh prompts."""
+    """Train one learner on the mixture and one on each pool, and measure all on the same fresh prompts."""
     size = SIZES[tier]
     common: dict[str, Any] = {"dim": size.dim, "rows": size.rows, "noise": NOISE}
-    two = FunctionConfig(names=("two-means",), separation=2.0, sharpness=0.5, spread=0.5, **common)
+    mixture = FunctionConfig(names=("two-means",), separation=2.0, sharpness=0.5, spread=0.5, **common)
     pools = {"few": FEW, "many": MANY}
     out: dict[str, dict[str, float]] = {}
     if "mixture" in parts:
-        out |= _mixture(_learner(two, size, seed), two, size, seed)
+        out |= _mixture_arm(_train_learner(mixture, size, seed), mixture, size, seed)
     for name in [n for n in parts if n in pools]:
-        given = FunctionConfig(names=("pool",), tasks=pools[name], **common)
-        found = _examined(_learner(given, size, seed), given, size, seed)
-        out[name] = {"to_pool": found["Bayes"], "to_ridge": found["ridge"], "excess": found["excess"]}
+        config = FunctionConfig(names=("pool",), tasks=pools[name], **common)
+        scores = _score(_train_learner(config, size, seed), config, size, seed)
+        out[name] = {"to_pool": scores["Bayes"], "to_ridge": scores["ridge"], "excess": scores["excess"]}
     return out
 
 
-def _learner(given: FunctionConfig, size: Size, seed: int) -> nn.Module:
+def _train_learner(given: FunctionConfig, size: Size, seed: int) -> nn.Module:
     shape = SequenceConfig(
         mixer=size.mixer, layers=size.layers, width=size.width, heads=size.heads, layout="shifted", positions="rotary"
     )
@@ -90,27 +90,27 @@ def _learner(given: FunctionConfig, size: Size, seed: int) -> nn.Module:
     return module.module
 
 
-def _examined(module: nn.Module, given: FunctionConfig, size: Size, seed: int) -> dict[str, float]:
-    """Distances by reference, and the loss above Bayes', without the alarm: the claim's own test looks at it."""
+def _score(module: nn.Module, given: FunctionConfig, size: Size, seed: int) -> dict[str, float]:
+    """Return losses and the distance to every reference; the floor is not checked here, but by the claim's own test."""
     law = function_laws.law(given, seed)
     batch: Tensors = law((seed, 0, prism_report.REPORT + 8), size.prompts)
     x, y = batch["x"].double(), batch["y"][..., 0].double()
-    guess = prism.predict(module, batch["x"], batch["y"])
-    found = {name: f(x, y).mean for name, f in prism.named(law).items()}
-    out = {name: float((guess - mean).square().mean()) for name, mean in found.items()}
-    floor = (found["Bayes"] - y).square()
-    excess = ((guess - y).square() - floor).mean(1)
+    predictions = prism.predict(module, batch["x"], batch["y"])
+    means = {name: f(x, y).mean for name, f in prism.named(law).items()}
+    out = {name: float((predictions - mean).square().mean()) for name, mean in means.items()}
+    floor = (means["Bayes"] - y).square()
+    excess = ((predictions - y).square() - floor).mean(1)
     return out | {
-        "loss": float((guess - y).square().mean()),
+        "loss": float((predictions - y).square().mean()),
         "bayes_loss": float(floor.mean()),
-        "ridge_loss": float((found["ridge"] - y).square().mean()),
+        "ridge_loss": float((means["ridge"] - y).square().mean()),
         "excess": float(excess.mean()),
         "excess_in_errors": float(excess.mean() / (excess.std() / len(excess) ** 0.5)),
     }
 
 
-def _mixture(module: nn.Module, given: FunctionConfig, size: Size, seed: int) -> dict[str, dict[str, float]]:
-    told = _examined(module, given, size, seed)
+def _mixture_arm(module: nn.Module, given: FunctionConfig, size: Size, seed: int) -> dict[str, dict[str, float]]:
+    scores = _score(module, given, size, seed)
     law = function_laws.law(given, seed)
     batch: Tensors = law((seed, 0, prism_report.REPORT + 8), size.prompts)
     y = batch["y"][..., 0].double()
@@ -118,11 +118,11 @@ def _mixture(module: nn.Module, given: FunctionConfig, size: Size, seed: int) ->
     slope = prism.recognition(prism.predict(module, batch["x"], batch["y"]), posteriors, batch)["slope"]
     return {
         "mixture": {
-            "to_bayes": told["Bayes"], "to_ridge": told["ridge"],
-            "to_nearest_part": min(told["part 1"], told["part 2"]),
-            "to_least_squares": told["least squares"], "loss": told["loss"], "bayes_loss": told["bayes_loss"],
-            "excess": told["excess"], "excess_in_errors": told["excess_in_errors"],
-            "ridge_excess": told["ridge_loss"] - told["bayes_loss"], "slope_after_one": slope[1],
+            "to_bayes": scores["Bayes"], "to_ridge": scores["ridge"],
+            "to_nearest_part": min(scores["part 1"], scores["part 2"]),
+            "to_least_squares": scores["least squares"], "loss": scores["loss"], "bayes_loss": scores["bayes_loss"],
+            "excess": scores["excess"], "excess_in_errors": scores["excess_in_errors"],
+            "ridge_excess": scores["ridge_loss"] - scores["bayes_loss"], "slope_after_one": slope[1],
         }
     }  # fmt: skip
 

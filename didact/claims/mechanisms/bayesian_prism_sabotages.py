@@ -1,4 +1,4 @@
-"""What bayesian-prism's claim must notice: leaks, another loss, and a reference that does not learn."""
+"""Sabotages that bayesian-prism's claim must detect: a leak, another loss, and a reference that does not learn."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from didact.learn import fit as loop
 
 
 def unshifted(y: Tensor) -> Tensor:
-    """a row's token shows its own target."""
+    """Put each row's own target into its token."""
     return y
 
 
 def unchecked(errors: Tensor, floor: Tensor, where: str) -> Any:
-    """The alarm is off: the claim's own test must notice."""
+    """Skip the check for leaks: the claim's own test must detect it."""
     return statistics.mean_interval((errors - floor).double().mean(1).numpy())
 
 
 def last_only(module: nn.Module, batch: Tensors) -> loop.Terms:
-    """the loss is that of the last position alone."""
-    apart = (module(batch["x"], batch["y"]) - batch["y"]).square()[:, -1]
-    return {"mse": loop.Term(apart.sum(), "rows")}
+    """Train on the last position's loss only."""
+    errors = (module(batch["x"], batch["y"]) - batch["y"]).square()[:, -1]
+    return {"mse": loop.Term(errors.sum(), "rows")}
 
 
 def unlearned(parts: Sequence[bayes.Predictor], alpha: Any) -> bayes.Predictor:
-    """the mixture's weights never learn from the labels."""
+    """Keep the mixture's weights at the prior, whatever the labels."""
     shares = torch.as_tensor(np.asarray(alpha, float))
 
     def predict(x: Tensor, y: Tensor) -> bayes.Posterior:
-        found = [part(x, y) for part in parts]
-        mean = (torch.stack([f.mean for f in found], -1) * shares).sum(-1)
+        posteriors = [part(x, y) for part in parts]
+        mean = (torch.stack([f.mean for f in posteriors], -1) * shares).sum(-1)
         beta = shares.expand(*mean.shape, len(parts))
-        return bayes.Posterior(mean, sum(f.logp for f in found), beta)  # type: ignore[arg-type]  # sum() may be the int 0 to mypy
+        return bayes.Posterior(mean, sum(f.logp for f in posteriors), beta)  # type: ignore[arg-type]  # sum() may be the int 0 to mypy
 
     return predict

@@ -1,4 +1,4 @@
-"""dual-form's measures on a pre-trained model, with its untrained copy: into which of two languages words are put.
+"""dual-form's measures on a pre-trained model and an untrained copy; the task: translate words to one of two languages.
 
 Draws, words and fresh seeds are those of `icl_vs_gd_real`; an earlier form of both was undecided on seeds 0 to 2.
 """
@@ -17,15 +17,15 @@ BY_LAYER = ("fine-tuned", "wrong labels", "other text", "untrained model")
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """One draw of words."""
-    shown, asked = icl_vs_gd_real.words(seed)
-    told = mechanisms.dual_form(real.model(), shown, asked, seed=seed, **OPTIONS).findings
-    rows = told["measures"]
-    layers = {name: told["SimAOU by layer"][name] for name in BY_LAYER}
+    """Measure one draw of words."""
+    train, test = icl_vs_gd_real.words(seed)
+    findings = mechanisms.dual_form(real.model(), train, test, seed=seed, **OPTIONS).findings
+    rows = findings["measures"]
+    layers = {name: findings["SimAOU by layer"][name] for name in BY_LAYER}
     return {
         "model": {name: rows[name]["estimate"] for name in ("zero", "icl", "tuned", "mixture error")}
         | {"gain": rows["tuned"]["estimate"] - rows["zero"]["estimate"]},
-        "SimAOU": {name: value["estimate"] for name, value in told["SimAOU"].items()},
+        "SimAOU": {name: value["estimate"] for name, value in findings["SimAOU"].items()},
         "SimAM": {"tuned": rows["SimAM"]["estimate"], "zero": rows["SimAM without tuning"]["estimate"],
                   "untrained": rows["SimAM, untrained model"]["estimate"]},
         "Kendall": {"tuned": rows["Kendall"]["estimate"], "random": rows["Kendall, random"]["estimate"],

@@ -1,8 +1,8 @@
-"""The claim of dual-process: forgetting embeddings sets how much a model takes from context, how much from weights.
+"""The claim of dual-process: forgetting embeddings controls how much a model relies on context and how much on weights.
 
-Sentences of 200 words whose part of speech can be learnt by heart or told from the place. One start and the same
-batches without forgetting, with forgetting that never ends, and with forgetting for the first part; the model without
-is also tuned on with probabilistic forgetting. Settings were chosen on seeds from 1000 on.
+Sentences of 200 words whose part of speech can be memorized or inferred from the position. The arms have the same start
+and batches: no forgetting, active forgetting (to the end), temporary forgetting (at first); the model without is also
+fine-tuned with probabilistic forgetting. Settings were chosen on seeds from 1000 on.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from didact.models.model import Model
 from didact.types import Demo, Fit, Result
 
 __all__ = ["CLAIM", "problem", "problem_pretrain", "problem_probe"]
-LAST, EVERY = 3, 10  # looks that are averaged, for one of a model that forgets scatters; steps between resets
+LAST, EVERY = 3, 10  # last evaluations averaged, as single ones are noisy under forgetting; steps between resets
 LOOKS = 2 * EVERY
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a tier: sentences, items of a set, steps in all, before which step forgetting ends, and steps tuned on."""
+    """A tier's sizes: sentences, items per set, steps, the step at which forgetting ends, fine-tuning steps."""
 
     sentences: int
     items: int
@@ -44,23 +44,23 @@ SIZES = {
 
 
 def run(seed: int, tier: str, arms: tuple[str, ...] = ("temporary", "tuned"), **forget: Any) -> runner.Measured:
-    """One seed: the arms, each from one start on the same batches; options are those of forgetting.
+    """Train the arms on one seed, all from one start on the same batches; `forget` are options of forgetting.
 
-    Until it ends, temporary forgetting is active forgetting: its last looks before are those of `active`.
+    Temporary forgetting is active forgetting until it ends: its last evaluations before that are the arm `active`.
     """
     size = SIZES[tier]
-    plain = _plain(seed, tier)
-    out = {"plain": _told(plain, "none")}
+    plain = _train_plain(seed, tier)
+    out = {"plain": _accuracies(plain, "none")}
     if "temporary" in arms:
-        made = _taught(seed, tier, "temporary", **forget)
-        out["temporary"], out["active"] = _told(made, "temporary"), _told(made, "temporary", size.until)
+        result = _train(seed, tier, "temporary", **forget)
+        out["temporary"], out["active"] = _accuracies(result, "temporary"), _accuracies(result, "temporary", size.until)
     if "tuned" in arms:
         start = model_of(plain)
-        after = _taught(seed, tier, "probabilistic", start, **{"draw": "matched", "share": 0.5, **forget})
-        both = [resets.tables(model.module)[0].detach() for model in (start, model_of(after))]
-        out["tuned"] = _told(after, "probabilistic") | {"moved": float((both[0] - both[1]).abs().max())}
-        out["tuned plainly"] = _told(_tuned_plainly(seed, tier), "none")
-        out["identity"] = {"apart": _apart(seed, tier)}
+        tuned = _train(seed, tier, "probabilistic", start, **{"draw": "matched", "share": 0.5, **forget})
+        tables = [resets.tables(model.module)[0].detach() for model in (start, model_of(tuned))]
+        out["tuned"] = _accuracies(tuned, "probabilistic") | {"moved": float((tables[0] - tables[1]).abs().max())}
+        out["tuned plainly"] = _accuracies(_tune_plain(seed, tier), "none")
+        out["identity"] = {"apart": _weight_difference(seed, tier)}
     return out
 
 
@@ -71,30 +71,30 @@ def _data(seed: int, tier: str) -> tuple[list[Demo], list[Demo]]:
 
 
 @shared
-def _plain(seed: int, tier: str) -> Result:
-    """Without forgetting: what all arms and sabotages of a seed stand beside."""
-    return _taught(seed, tier, "none")
+def _train_plain(seed: int, tier: str) -> Result:
+    """Train without forgetting: the baseline of all arms and sabotages of a seed."""
+    return _train(seed, tier, "none")
 
 
 @shared
-def _tuned_plainly(seed: int, tier: str) -> Result:
-    return _taught(seed, tier, "none", model_of(_plain(seed, tier)))
+def _tune_plain(seed: int, tier: str) -> Result:
+    return _train(seed, tier, "none", model_of(_train_plain(seed, tier)))
 
 
 @shared
-def _apart(seed: int, tier: str) -> float:
-    """How far weights are from those without forgetting where it ends before its first reset, after 12 steps."""
-    both = [
-        model_of(_taught(seed, tier, mode, steps=EVERY + 2, until=EVERY)).module for mode in ("temporary", "none")
+def _weight_difference(seed: int, tier: str) -> float:
+    """Return how far weights are from those without forgetting after 12 steps, if forgetting ends before a reset."""
+    modules = [
+        model_of(_train(seed, tier, mode, steps=EVERY + 2, until=EVERY)).module for mode in ("temporary", "none")
     ]  # fmt: skip
-    pairs = zip(both[0].parameters(), both[1].parameters(), strict=True)
+    pairs = zip(modules[0].parameters(), modules[1].parameters(), strict=True)
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def _taught(
+def _train(
     seed: int, tier: str, mode: resets.Mode, model: Model | None = None, steps: int | None = None, **forget: Any
 ) -> Result:
-    """The method at this size; a model that is given is tuned on."""
+    """Run the method at this size: train from scratch, or fine-tune `model` if given."""
     size = SIZES[tier]
     demos, battery = _data(seed, tier)
     count = steps or (size.steps if model is None else size.tuned)
@@ -108,17 +108,17 @@ def _taught(
     )  # fmt: skip
 
 
-def _told(result: Result, mode: str, until: int | None = None) -> dict[str, float]:
-    """Accuracy of every set over the last looks, up to a step."""
-    looks = [row for row in result.findings["over_training"][mode] if row["step"] <= (until or row["step"])][-LAST:]
-    return {task: mean(row[task] for row in looks) for task in looks[0] if task != "step"}
+def _accuracies(result: Result, mode: str, until: int | None = None) -> dict[str, float]:
+    """Return the accuracy on every set, averaged over the last evaluations up to step `until`."""
+    rows = [row for row in result.findings["over_training"][mode] if row["step"] <= (until or row["step"])][-LAST:]
+    return {task: mean(row[task] for row in rows) for task in rows[0] if task != "step"}
 
 
 class Keeping(resets.Borrowed):
-    """Sabotage: borrowed rows are never given back."""
+    """Sabotage: borrowed rows are never restored."""
 
     def give_back(self) -> None:
-        """Forget what was there."""
+        """Drop the original rows."""
         self.kept.clear()
 
 
@@ -150,7 +150,7 @@ CLAIM = runner.Claim(
         difference("active forgetting: unseen words", "active.unseen", "plain.unseen", "accuracy", reported=True),
     ),
     sabotages=(
-        runner.Sabotage("resets are not applied", CONTEXT, None, {"didact.learn.resets:due": lambda *given: False},
+        runner.Sabotage("resets are not applied", CONTEXT, None, {"didact.learn.resets:due": lambda *args: False},
                         {"arms": ("temporary",)}),
         runner.Sabotage("only the head is reset", CONTEXT, None,
                         {"didact.learn.resets:tables": lambda module, right=resets.tables: right(module)[::-1]},

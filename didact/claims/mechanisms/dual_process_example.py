@@ -1,4 +1,4 @@
-"""What `didact run dual-process` and its variants use: sentences of nouns and adjectives, and text of partners."""
+"""Data of `didact run dual-process` and its variants: sentences of nouns and adjectives, and text of `partners`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORGET = {"forget.every": 10, "forget.until": 320}
 
 
 def problem(seed: int) -> Problem:
-    """5,000 sentences of 200 words, and 150 of every set. Words are learnt by heart within some 20 steps here."""
+    """5,000 sentences of 200 words, and 150 of every test set. Here words are memorized within some 20 steps."""
     return Problem(
         data={"demos": WORLD.sentences([seed, 0], 5000), "battery": WORLD.battery([seed, 1], 150)},
         options={**SHAPE, **FORGET, "look_every": 50},
@@ -30,7 +30,7 @@ def problem(seed: int) -> Problem:
 
 
 def problem_pretrain(seed: int) -> Problem:
-    """A small GPT-2 that has learnt the habits, and more such text."""
+    """A small GPT-2 trained on text of `Partners`, and more such text."""
     return Problem(
         model=_reader(seed),
         data={"corpus": TEXTS.documents([seed, 3], 300)},
@@ -40,19 +40,19 @@ def problem_pretrain(seed: int) -> Problem:
 
 
 def problem_probe(seed: int) -> Problem:
-    """A small GPT-2 that has learnt the sentences, which are tagged."""
+    """A small GPT-2 trained on the sentences, and tagged sentences."""
     return Problem(
         model=_speaker(seed), data={"texts": tagged(seed, 600)}, options={"classes": ("NOUN", "ADJ"), "most": 600}
     )
 
 
 def tagged(seed: int, count: int) -> list[Text]:
-    """Sentences with a tag of each word; what is asked for has that of its place before."""
+    """Return the first three words of sentences, each tagged with its part of speech."""
     texts = []
     for demo in WORLD.sentences([seed, 5], count):
         words = demo.prompt.split()[:3]
-        after = words.index(COPULA) + 1
-        tags = ["AUX" if w == COPULA else "ADJ" if i == after else "NOUN" for i, w in enumerate(words)]
+        predicate = words.index(COPULA) + 1
+        tags = ["AUX" if w == COPULA else "ADJ" if i == predicate else "NOUN" for i, w in enumerate(words)]
         texts.append(Text(text=" ".join(words), extra={"tokens": words, "upos": tags}))
     return texts
 

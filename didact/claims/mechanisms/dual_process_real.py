@@ -1,10 +1,10 @@
-"""dual-process on a pre-trained model: parts of speech of English words (Universal Dependencies), from word and place.
+"""dual-process on a pre-trained model: parts of speech of English words (Universal Dependencies), by word and position.
 
-Each seed draws its own words of short sentences. Reported, not decided: whose class wins where word and place differ;
-a causal model has read the word, and only what stands before the place. The first form of this claim asked the probes
-of seen words about unseen ones, at the one layer that reads seen words best; it was undecided on seeds 0 to 2 (.39
-against .43 in an untrained copy), for there the states are those of the word. So unseen words have probes of their own
-now, all layers count, and the seeds are others.
+Each seed draws its own words of short sentences. Reported, not tested: which class wins where word and position
+disagree; a causal model has read the word, but only what precedes the position. The first form of this claim applied
+probes trained on seen words to unseen ones, at the one layer best for seen words; it was undecided on seeds 0 to 2 (.39
+against .43 in an untrained copy), as states there encode the word. Now unseen words have their own probes, all layers
+count, and the seeds are new.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from didact.claims import real, runner
 from didact.claims.lab import bound, difference, gate, mean
 from didact.types import Text
 
-WORDS, LONGEST, FIRST = 240, 12, 100  # probed, words of a sentence, and the first seed
+WORDS, LONGEST, FIRST = 240, 12, 100  # probed words, most words of a sentence, first seed
 CLASSES = ("NOUN", "VERB", "ADJ")
 
 
 def texts() -> list[Text]:
-    """Short tagged sentences."""
+    """Return short tagged sentences."""
     rows = [row for row in real.rows("ud_en.jsonl") if 4 <= len(row["tokens"]) <= LONGEST]
     return [Text(text=row["text"], extra={"tokens": row["tokens"], "upos": row["upos"]}) for row in rows]
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """What probes say, on the mean over all layers above the embeddings, of the model and of an untrained copy."""
+    """Return probe measures of the model and an untrained copy, averaged over all layers above the embeddings."""
     result = mechanisms.dual_process_probe(texts(), real.model(), classes=CLASSES, most=WORDS, seed=seed + FIRST)
     return {
-        name: {what: mean(layer[what]["estimate"] for n, layer in layers.items() if n) for what in layers[0]}
+        name: {measure: mean(layer[measure]["estimate"] for n, layer in layers.items() if n) for measure in layers[0]}
         for name, layers in result.findings["layers"].items()
     }
 

@@ -1,8 +1,8 @@
 """The claim of icl-vs-gd: in a language model, demonstrations do not act as fine-tuning on them does; where the two are
-one, as in linear attention trained on regressions, the same instrument says so.
+equal, as in linear attention trained on regressions, the same comparison finds them equal.
 
-The model is pre-trained by next-token loss (`translators`). Rates and epochs are those most similar to ICL on other
-draws: the best case for the hypothesis.
+The model is pre-trained with next-token loss (`translators`). Learning rates and epochs are those most similar to ICL
+on other draws: the best case for the hypothesis that they are equal.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ SIZES = {
     "smoke": (10, 3, 20),
     "quick": (200, 15, 500),
     "full": (400, 40, 1000),
-}  # steps of the model, draws, of attention
+}  # training steps of the model, draws, training steps of linear attention
 WAYS = ("all/full", "all", "kv", "v@middle")
 OPTIONS: dict[str, Any] = {"ways": WAYS, "lrs": (0.01, 0.03, 0.1, 0.3), "epochs": 2, "queries": 6, "orders": 4}
 
 
 def problem(seed: int) -> Problem:
-    """The small model, and one task it never saw: twelve nouns to show and six to ask."""
+    """The small model and one held-out task: twelve nouns for demonstrations, six for queries."""
     items = [r for r in translators.problems(seed) if r.task == "task 0"]
     options = {**OPTIONS, "shots": (6,), "draws": 8, "ways": ("all/full", "all", "kv")}
     return Problem(
@@ -43,76 +43,76 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = ("model", "attention")) -> runner.Measured:
-    """One seed: the language model by the method, linear attention by the same instrument."""
-    steps, draws, meta = SIZES[tier]
+    """Run the method on a language model and the same comparison on linear attention, on one seed."""
+    steps, draws, attention_steps = SIZES[tier]
     arms: dict[str, dict[str, float]] = {}
     if "model" in parts:
         names = ("model", "twin") if tier == "full" else ("model",)
         for name in names:
-            arms |= _language(seed, translators.translator(seed, steps, name == "twin"), draws, name)
+            arms |= _language_arms(seed, translators.translator(seed, steps, name == "twin"), draws, name)
     if "attention" in parts:
-        arms |= icl_vs_gd_linear.arms(seed, meta, draws)
+        arms |= icl_vs_gd_linear.arms(seed, attention_steps, draws)
     return arms
 
 
-def _language(seed: int, model: Model, draws: int, name: str) -> dict[str, dict[str, float]]:
+def _language_arms(seed: int, model: Model, draws: int, name: str) -> dict[str, dict[str, float]]:
     items = translators.problems(seed)
     result = mechanisms.icl_vs_gd(model, items, items, draws=draws, seed=seed, **OPTIONS)
-    told = result.findings["shots"]["8"]
-    controls, order = told["controls"], told["order"]
+    report = result.findings["shots"]["8"]
+    controls, order = report["controls"], report["order"]
     arms = {
         name: {
             "icl": controls["itself"]["accuracy"]["estimate"], "zero": controls["none"]["accuracy"]["estimate"],
             "order": order["icl"]["probability"]["estimate"], "order_logit": order["icl"]["logit"]["estimate"],
-            "error": _error(model, seed),
+            "error": _probability_error(model, seed),
         },
-        # Competence, by what no sabotage touches.
-        f"{name} read": {"icl": lab.mean(_plain(model, items, f"task {t}", seed) for t in range(3))},
+        # Few-shot accuracy, by code that no sabotage patches.
+        f"{name} read": {"icl": lab.mean(_few_shot_accuracy(model, items, f"task {t}", seed) for t in range(3))},
     }  # fmt: skip
     for ceiling in ("other order", "other demonstrations"):
         arms[f"{name}: {ceiling}"] = {m: controls[ceiling][m]["estimate"] for m in equivalence.SIMILARITIES}
-    for way, of in told["ways"].items():
+    for way, scores in report["ways"].items():
         arms[f"{name}: {way}"] = {
-            "overlap": of["to_icl"]["overlap"]["estimate"], "cosine": of["to_icl"]["cosine"]["estimate"],
-            "accuracy": of["to_icl"]["accuracy"]["estimate"], "relative": of["cosine"]["relative"]["estimate"],
+            "overlap": scores["to_icl"]["overlap"]["estimate"], "cosine": scores["to_icl"]["cosine"]["estimate"],
+            "accuracy": scores["to_icl"]["accuracy"]["estimate"], "relative": scores["cosine"]["relative"]["estimate"],
             "order": order[way]["probability"]["estimate"], "order_logit": order[way]["logit"]["estimate"],
-            "different": float(of["verdict"] == "different"),
+            "different": float(scores["verdict"] == "different"),
         }  # fmt: skip
-    ways = [arms[f"{name}: {way}"] for way in told["ways"]]
-    arms[f"{name}: best"] = {m: max(w[m] for w in ways) for m in equivalence.SIMILARITIES}
+    fine_tuned = [arms[f"{name}: {way}"] for way in report["ways"]]
+    arms[f"{name}: best"] = {m: max(w[m] for w in fine_tuned) for m in equivalence.SIMILARITIES}
     return arms
 
 
-def _plain(model: Model, items: Sequence[Any], task: str, seed: int) -> float:
-    mine = [r for r in items if r.task == task]
-    found = prompting.gpt3(model, mine, shots=(8,), separator="\n", seed=seed)
-    return found.metrics["accuracy"].after
+def _few_shot_accuracy(model: Model, items: Sequence[Any], task: str, seed: int) -> float:
+    records = [r for r in items if r.task == task]
+    result = prompting.gpt3(model, records, shots=(8,), separator="\n", seed=seed)
+    return result.metrics["accuracy"].after
 
 
-def _error(model: Model, seed: int) -> float:
-    """Largest difference between the probability of an answer as the instrument reads it and by itself."""
+def _probability_error(model: Model, seed: int) -> float:
+    """Return the largest difference between answer probabilities of `three_way` and those computed directly."""
     items = translators.problems(seed)
     (episode, _), *_ = three_way.episodes(items, items, 8, 6, 1, seed)
     reader = LanguageReader(model)
     reading, rows = reader.shown(episode), [row[0] for row in reader.rows(episode)]
     firsts = [TokenizedExample(r.prompt, r.completion[:1]) for r in rows]
-    alone = forward.row_logp(model, firsts)[0]
-    seen = torch.stack([reading.tokens[i, r.completion[0]] for i, r in enumerate(firsts)]).double()
-    return float((alone.exp() - seen.exp()).abs().max())
+    direct = forward.row_logp(model, firsts)[0]
+    read = torch.stack([reading.tokens[i, r.completion[0]] for i, r in enumerate(firsts)]).double()
+    return float((direct.exp() - read.exp()).abs().max())
 
 
 def _same_order(count: int, size: int, seed: int) -> list[list[int]]:
-    """Sabotage: no order is another."""
+    """Sabotage: all orders are the original one."""
     return [list(range(size))] * count
 
 
 def _one_before(model: Model, rows: Sequence[TokenizedExample], apart: bool = False) -> torch.Tensor:
-    """Sabotage: distributions one place before the answer's."""
+    """Sabotage: distributions one position before the answer's."""
     return DISTRIBUTIONS(model, [TokenizedExample(r.prompt[:-1], r.prompt[-1:]) for r in rows], apart)
 
 
-def _twice(model: Model, rows: Sequence[TokenizedExample], apart: bool = False) -> torch.Tensor:
-    """Sabotage: a softmax of probabilities."""
+def _double_softmax(model: Model, rows: Sequence[TokenizedExample], apart: bool = False) -> torch.Tensor:
+    """Sabotage: softmax applied to probabilities."""
     return DISTRIBUTIONS(model, rows, apart).exp().log_softmax(-1)
 
 
@@ -160,6 +160,7 @@ CLAIM = runner.Claim(
                         {"didact.evaluate.three_way:orders": _same_order}, MODEL),
         runner.Sabotage("read one place too early", PLACE, None,
                         {"didact.evaluate.three_way:distributions": _one_before}, MODEL),
-        runner.Sabotage("softmax taken twice", PLACE, None, {"didact.evaluate.three_way:distributions": _twice}, MODEL),
+        runner.Sabotage("softmax taken twice", PLACE, None,
+                        {"didact.evaluate.three_way:distributions": _double_softmax}, MODEL),
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The positive control of icl-vs-gd: linear attention on regressions, where ICL and a step of descent are one."""
+"""The positive control of icl-vs-gd: linear attention on regressions, where ICL equals a step of gradient descent."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from didact.worlds import regression
 
 
 def arms(seed: int, steps: int, draws: int) -> dict[str, dict[str, float]]:
-    """A layer of linear attention trained on regressions of eight targets, beside a step of gradient descent."""
+    """Compare linear attention, trained on regressions of eight targets, with a step of gradient descent."""
     world = regression.Linear(dim=4, rows=8, outputs=8)
     fit = Fit(steps=steps, rows=512, lr=2e-2, schedule="cosine", betas=(0.9, 0.98), clip=1.0, seed=seed)
     result = mechanisms.mesa_gd(world, restarts=2, evaluation=EvaluationConfig(tasks=500), fit=fit)
     eta = gradient.best_eta(world((seed, 0, 5), 2_000))
     reader = LinearReader(learners.of_module(lab.model_of(result, "lsa").module), gradient.gd, scale=8.0)
-    how = equivalence.Comparison(
+    config = equivalence.Comparison(
         ways={"descent": Way("all", Tuning(lr=eta))}, rates=(0.5 * eta, eta, 2 * eta), top=3, orders=4, seed=seed
     )
-    told = equivalence.findings(equivalence.compare(reader, _regressions(world, seed, draws), how), how)
-    way, order = told["ways"]["descent"], told["order"]
-    hand = LinearReader(learners.of_module(mixers.constructed(4, 8, eta=eta, rows=8).float()), gradient.gd, scale=8.0)
-    exactly = equivalence.findings(equivalence.compare(hand, _regressions(world, seed, draws), how), how)
+    trained = equivalence.findings(equivalence.compare(reader, _draws(world, seed, draws), config), config)
+    way, order = trained["ways"]["descent"], trained["order"]
+    built = LinearReader(learners.of_module(mixers.constructed(4, 8, eta=eta, rows=8).float()), gradient.gd, scale=8.0)
+    exact = equivalence.findings(equivalence.compare(built, _draws(world, seed, draws), config), config)
     return {
         "attention": {
             "relative": way["cosine"]["relative"]["estimate"], "order": order["icl"]["probability"]["estimate"],
             "same": float(way["verdict"] == "indistinguishable"),
         },
         "descent": {"order": order["descent"]["probability"]["estimate"]},
-        "by hand": {"relative": exactly["ways"]["descent"]["cosine"]["relative"]["estimate"]},
+        "by hand": {"relative": exact["ways"]["descent"]["cosine"]["relative"]["estimate"]},
     }  # fmt: skip
 
 
-def _regressions(world: regression.Linear, seed: int, draws: int) -> list[equivalence.Draw]:
-    """Tasks as draws: eight rows to show, eight others, eight to ask."""
+def _draws(world: regression.Linear, seed: int, draws: int) -> list[equivalence.Draw]:
+    """Return tasks as draws: eight rows as demonstrations, eight as other demonstrations, eight as queries."""
     tasks = dataclasses.replace(world, rows=3 * world.rows)((seed, 0, 7), draws)
     out = []
     for x, y in zip(tasks["x"], tasks["y"], strict=True):

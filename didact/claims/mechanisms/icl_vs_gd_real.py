@@ -1,10 +1,10 @@
-"""icl-vs-gd's claim on a pre-trained model: into which of two languages words are put, told from demonstrations and by
-fine-tuning on them.
+"""icl-vs-gd's claim on a pre-trained model: translate words into one of two languages, learnt from demonstrations in
+the prompt or by fine-tuning on them.
 
-Each seed draws its own words of the most frequent in two bilingual dictionaries (XLING); an English word's German and
-Italian translations are its choices, and the demonstrations of a task are all of one language. An untrained copy reads
-the same draws, half of which are of either language. An earlier form, which language a word is of, was undecided on
-seeds 0 to 2, for demonstrations did not teach it (.55); so the seeds begin at `FRESH`.
+Each seed draws its own words from the most frequent in two bilingual dictionaries (XLING); an English word's German and
+Italian translations are its choices, and the demonstrations of a task are all in one language. An untrained copy gets
+the same draws, half of them in each language. An earlier task, naming a word's language, was undecided on seeds 0 to 2,
+as demonstrations did not teach it (.55); so the seeds begin at `FRESH`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from didact.models import untrained
 from didact.types import Demo
 
 CODES = {"German": "de", "Italian": "it"}
-FRESH = 100  # before the first test seed
-FREQUENT, WORDS, SHOWN = 1000, 40, 24  # words drawn from; drawn; and shown, the others being asked
+FRESH = 100  # added to every seed, so that the test seeds are new
+FREQUENT, WORDS, SHOWN = 1000, 40, 24  # pool of words; words drawn; of those, demonstrations (the rest are queries)
 WAYS = ("kv/full", "kv", "v@middle")
 OPTIONS: dict[str, Any] = {
     "shots": (8,), "ways": WAYS, "lrs": (3e-4, 1e-3, 5e-3), "epochs": 1, "draws": 6, "held": 0.34, "queries": 6,
@@ -31,46 +31,46 @@ OPTIONS: dict[str, Any] = {
 
 
 def words(seed: int) -> tuple[list[Demo], list[Demo]]:
-    """Words to show and words to ask, as tasks German and Italian."""
+    """Return the words for demonstrations and those for queries, each as tasks German and Italian."""
     seed += FRESH
-    into: dict[str, dict[str, str]] = {}
+    lookup: dict[str, dict[str, str]] = {}
     for name, code in CODES.items():
-        into[name] = {}
+        lookup[name] = {}
         for row in real.rows(f"xling_bli/yacle.train.freq.5k.en-{code}.tsv"):
-            into[name].setdefault(row["source"], row["target"])
-    both = [w for w in list(into["German"])[:FREQUENT] if w in into["Italian"]]
-    known = [w for w in both if len({w, *(into[name][w] for name in CODES)}) == 3]
-    drawn = random.Random(seed).sample(known, WORDS)
+            lookup[name].setdefault(row["source"], row["target"])
+    common = [w for w in list(lookup["German"])[:FREQUENT] if w in lookup["Italian"]]
+    distinct = [w for w in common if len({w, *(lookup[name][w] for name in CODES)}) == 3]
+    drawn = random.Random(seed).sample(distinct, WORDS)
     rows = [
-        [Demo(prompt=f"{w} =", completion=into[t][w], choices=[into[n][w] for n in CODES], task=t) for t in CODES]
+        [Demo(prompt=f"{w} =", completion=lookup[t][w], choices=[lookup[n][w] for n in CODES], task=t) for t in CODES]
         for w in drawn
     ]
-    shown, asked = ([d for row in part for d in row] for part in (rows[:SHOWN], rows[SHOWN:]))
-    return shown, asked
+    train, test = ([d for row in part for d in row] for part in (rows[:SHOWN], rows[SHOWN:]))
+    return train, test
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """One draw of words."""
-    shown, asked = words(seed)
-    result = mechanisms.icl_vs_gd(real.model(), shown, asked, seed=seed, **OPTIONS)
-    told = result.findings["shots"]["8"]
-    controls, order = told["controls"], told["order"]
+    """Measure one draw of words."""
+    train, test = words(seed)
+    result = mechanisms.icl_vs_gd(real.model(), train, test, seed=seed, **OPTIONS)
+    report = result.findings["shots"]["8"]
+    controls, order = report["controls"], report["order"]
     arms = {
         "model": {"icl": controls["itself"]["accuracy"]["estimate"], "zero": controls["none"]["accuracy"]["estimate"],
                   "order": order["icl"]["probability"]["estimate"]},
         "other order": {m: controls["other order"][m]["estimate"] for m in equivalence.SIMILARITIES},
         "nothing": {m: controls["none"][m]["estimate"] for m in equivalence.SIMILARITIES},
     }  # fmt: skip
-    for way, of in told["ways"].items():
-        arms[way] = {m: of["to_icl"][m]["estimate"] for m in ("overlap", "cosine", "accuracy")}
-        arms[way] |= {"order": order[way]["probability"]["estimate"], "relative": of["cosine"]["relative"]["estimate"]}
+    for way, s in report["ways"].items():
+        arms[way] = {m: s["to_icl"][m]["estimate"] for m in ("overlap", "cosine", "accuracy")}
+        arms[way] |= {"order": order[way]["probability"]["estimate"], "relative": s["cosine"]["relative"]["estimate"]}
     arms["best"] = {m: max(arms[w][m] for w in WAYS) for m in ("overlap", "cosine", "accuracy")}
     arms["best"]["gain"] = arms["best"]["accuracy"] - arms["model"]["zero"]
-    return arms | {"untrained": {"icl": _untrained(shown, asked, seed)}}
+    return arms | {"untrained": {"icl": _untrained(train, test, seed)}}
 
 
 def _untrained(shown: list[Demo], asked: list[Demo], seed: int) -> float:
-    """Accuracy of an untrained copy behind the demonstrations of every draw."""
+    """Return the accuracy of an untrained copy after the demonstrations of every draw."""
     reader = LanguageReader(untrained.untrained(real.model(), seed))
     drawn = three_way.episodes(shown, asked, OPTIONS["shots"][0], OPTIONS["queries"], OPTIONS["draws"], seed)
     return mean(reader.shown(episode).accuracy for episode, _ in drawn)

@@ -1,8 +1,8 @@
-"""The claim of icll: n-gram heads let a recurrent model learn languages in context, and read text better.
+"""The claim of icll: n-gram heads let a recurrent model learn languages in context, and predict text better.
 
-World: random automata of 3 to 6 states over 8 symbols, other ones for training and report; prompts of 8 to 10 short
-strings, of which the last two are measured. `control` has the weights of the heads and looks nothing up. Text is
-source of Python's standard library, byte by byte.
+World: random automata of 3 to 6 states over 8 symbols, different ones for training and evaluation; prompts of 8 to 10
+short strings, of which the last two are measured. `control` has the heads' weights but no lookup. Text is source of
+Python's standard library, as bytes.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from didact.types import Fit, Result, Text
 from didact.worlds.automata import Languages
 
 WORLD = Languages(symbols=8, states=(3, 6), edges=(1, 3), alphabet=(3, 8), strings=(8, 10), length=(3, 8))
-HELD = 100  # languages that are reported on
+HELD = 100  # held-out languages
 WINDOW = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a tier: languages and steps of a recurrent model, steps of a transformer, steps on text."""
+    """A tier's sizes: languages and steps of the recurrent model, steps of the transformer, steps on text."""
 
     languages: int
     steps: int
@@ -45,32 +45,32 @@ SIZES = {
     "quick": Size(1_300, 70, 30, 40),
     "full": Size(10_000, 600, 600, 400),
 }
-# Of 2e-3, 5e-3, 1e-2 and 2e-2, for every arm alike, on seeds 1000 and 1001.
 ALL = ("gru", "transformer", "text", "split", "exact")
+# The best of 2e-3, 5e-3, 1e-2 and 2e-2 on seeds 1000 and 1001, one rate for all arms of a part.
 RATES = {"gru": 1e-2, "transformer": 5e-3, "text": 1e-2}
 
 
 def problem(seed: int) -> Problem:
-    """The embedded example: 600 prompts of as many languages, each with its automaton. No model: it trains its own."""
+    """The embedded example: 600 prompts, each of another language, with automata. No model: the method trains one."""
     fit = {"lr": RATES["gru"], "rows": 16, "steps": 50, "warmup_steps": 10}
     options = {"window": WINDOW, "against": ("control",)}
     return Problem(data={"text": WORLD.records([seed], 600)}, options=options, fit=fit)
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = ALL, twice: bool = False) -> runner.Measured:
-    """One seed: heads and control of every part, n-grams on the same prompts, the lookup against its definition."""
+    """Measure one seed: heads and control of every part, n-grams on the same prompts, the lookup's error."""
     size = SIZES[tier]
     arms: dict[str, dict[str, float]] = {}
     for arch, steps in (("gru", size.steps), ("transformer", size.deep)):
         if arch in parts:
-            found = _languages(seed, arch, steps, size.languages)
-            for name, measured in found["predictors"].items():
-                apart = {f"to {other}": v for other, v in found["apart"].get(name, {}).items()}
-                arms[f"{arch}_{name}" if name in found["apart"] else name] = {
-                    k: v["estimate"] for k, v in (measured | apart).items()
+            report = _train_on_languages(seed, arch, steps, size.languages)
+            for name, scores in report["predictors"].items():
+                distances = {f"to {reference}": v for reference, v in report["apart"].get(name, {}).items()}
+                arms[f"{arch}_{name}" if name in report["apart"] else name] = {
+                    k: v["estimate"] for k, v in (scores | distances).items()
                 }
     if "text" in parts:
-        arms |= {f"text_{name}": {"nll": value} for name, value in _text(seed, size.text).items()}
+        arms |= {f"text_{name}": {"nll": value} for name, value in _text_losses(seed, size.text).items()}
     if "split" in parts:
         arms["split"] = {"shared": shared(seed, size.languages, twice)}
     if "exact" in parts:
@@ -82,7 +82,7 @@ def _fit(arch: str, steps: int, seed: int, rows: int = 16) -> Fit:
     return Fit(lr=RATES[arch], rows=rows, steps=steps, schedule="cosine", warmup_steps=10, seed=seed)
 
 
-def _languages(seed: int, arch: Any, steps: int, count: int) -> dict[str, Any]:
+def _train_on_languages(seed: int, arch: Any, steps: int, count: int) -> dict[str, Any]:
     text = WORLD.records([seed], count)
     result: Result = mechanisms.icll(
         text,
@@ -92,29 +92,29 @@ def _languages(seed: int, arch: Any, steps: int, count: int) -> dict[str, Any]:
         held_out=HELD / count,
         fit=_fit(arch, steps, seed),
     )
-    found: dict[str, Any] = result.findings["languages"]
-    return found
+    findings: dict[str, Any] = result.findings["languages"]
+    return findings
 
 
 def shared(seed: int, count: int, twice: bool = False) -> float:
-    """Share of the held-out languages that are taught too: of equal strings of up to five symbols."""
+    """Return the share of held-out languages that are in training too, compared by their prefixes (`writes`)."""
     text = WORLD.records([seed], count // 2) * 2 if twice else WORLD.records([seed], count)
-    held = splits.held_out(languages.keys(text), HELD / count)
-    written = [writes((record.metadata or {})["automaton"]) for record in text]
-    taught = {each for i, each in enumerate(written) if i not in held}
-    return float(np.mean([written[i] in taught for i in held]))
+    held_out = splits.held_out(languages.keys(text), HELD / count)
+    prefixes = [writes((record.metadata or {})["automaton"]) for record in text]
+    training = {strings for i, strings in enumerate(prefixes) if i not in held_out}
+    return float(np.mean([prefixes[i] in training for i in held_out]))
 
 
 def writes(automaton: Sequence[dict[str, int]], length: int = 6) -> frozenset[str]:
-    """The strings an automaton can begin with, by walking it: nothing of `data.automata` is used."""
-    now = {("", 0)}
+    """Return all prefixes of `length` symbols that an automaton generates; independent of `data.automata`."""
+    paths = {("", 0)}
     for _ in range(length):
-        now = {(text + symbol, after) for text, state in now for symbol, after in automaton[state].items()}
-    return frozenset(text for text, _ in now)
+        paths = {(text + symbol, after) for text, state in paths for symbol, after in automaton[state].items()}
+    return frozenset(text for text, _ in paths)
 
 
-def _text(seed: int, steps: int) -> dict[str, float]:
-    """Held-out loss a byte of both arms, on the same documents."""
+def _text_losses(seed: int, steps: int) -> dict[str, float]:
+    """Return the held-out loss per byte of both arms, on the same documents."""
     text = [Text(text=document) for document in documents(seed, 120)]
     fit = _fit("text", steps, seed, 8)
     result: Result = mechanisms.icll(text, vocabulary=259, window=256, against=("control",), held_out=0.15, fit=fit)
@@ -122,31 +122,31 @@ def _text(seed: int, steps: int) -> dict[str, float]:
 
 
 def documents(seed: int, count: int) -> list[str]:
-    """Pieces of 700 bytes from modules of the standard library, drawn anew by every seed."""
-    draw = np.random.default_rng([seed, 5])
-    places = sorted(parsing.library().glob("*.py"))
+    """Draw pieces of 700 bytes from modules of the standard library, others for every seed."""
+    rng = np.random.default_rng([seed, 5])
+    paths = sorted(parsing.library().glob("*.py"))
     out = []
-    for i in draw.permutation(len(places))[:count]:
-        source = places[i].read_text(encoding="ascii", errors="ignore")
-        start = int(draw.integers(max(1, len(source) - 700)))
+    for i in rng.permutation(len(paths))[:count]:
+        source = paths[i].read_text(encoding="ascii", errors="ignore")
+        start = int(rng.integers(max(1, len(source) - 700)))
         out.append(source[start : start + 700])
     return [text for text in out if text.strip()]
 
 
 def lookup_error(seed: int) -> float:
-    """Largest difference between `look_up` and the definition, written out as loops, in float64."""
-    draw = np.random.default_rng([seed, 6])
+    """Return the largest difference between `look_up` and its definition, written as loops, in float64."""
+    rng = np.random.default_rng([seed, 6])
     worst = 0.0
     for n in (1, 2, 3):
-        tokens, states = draw.integers(0, 3, 40), draw.standard_normal((40, 4))
-        found = ngram_heads.look_up(torch.from_numpy(states)[None], torch.from_numpy(tokens)[None], n)[0].numpy()
+        tokens, states = rng.integers(0, 3, 40), rng.standard_normal((40, 4))
+        result = ngram_heads.look_up(torch.from_numpy(states)[None], torch.from_numpy(tokens)[None], n)[0].numpy()
         for t in range(40):
-            same = [
+            matches = [
                 j for j in range(n - 1, t - 1)
                 if t >= n - 1 and list(tokens[j - n + 1 : j + 1]) == list(tokens[t - n + 1 : t + 1])
             ]  # fmt: skip
-            wanted = states[[j + 1 for j in same]].mean(0) if same else np.zeros(4)
-            worst = max(worst, float(np.abs(found[t] - wanted).max()))
+            expected = states[[j + 1 for j in matches]].mean(0) if matches else np.zeros(4)
+            worst = max(worst, float(np.abs(result[t] - expected).max()))
     return worst
 
 

@@ -1,9 +1,9 @@
-"""icll's heads in a pre-trained model: what a lookup adds to one that looks up already.
+"""icll's heads in a pre-trained model: what the lookup adds to a model that can already copy from its context.
 
-A head of size 1 and one of size 2 behind block 12 of 18, begun at zero, where they must change nothing, to the bit;
-they alone are trained, on passages of WikiText-2, and read others. `control` has the same weights and looks nothing
-up, so that what is left between the two is the lookup's. An untrained copy gets both for fewer steps. The rate is one
-of two on seed 1000, for all arms.
+A head of size 1 and one of size 2 after block 12 of 18, initialized to zero, where they must not change one bit of the
+output; only they are trained, on passages of WikiText-2, and evaluated on others. `control` has the same weights
+without lookup, so the difference between the two is due to the lookup. An untrained copy gets both for fewer steps. The
+learning rate, the same for all arms, is the better of two on seed 1000.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from didact.models import untrained
 from didact.models.model import Model
 from didact.types import Fit, Result, Text
 
-FRESH = 100  # before the first test seed
+FRESH = 100  # added to every seed, so that the test seeds are new
 BLOCK, SIZES, DOCUMENTS, LONG, WINDOW, HELD = 12, (1, 2), 18, 900, 256, 0.34
 FIT = Fit(lr=1e-2, rows=1, steps=12, warmup_steps=2, schedule="linear")
-FEW = 6  # of the passages, for the untrained copy
+FEW = 6  # passages for the untrained copy, and its steps
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Held-out loss of the model as it is, with heads and with the control, on one draw of passages."""
+    """Return the held-out loss of the plain model, with heads and with the control, on one draw of passages."""
     seed += FRESH
     text, model = [Text(text=document) for document in passages(seed)], real.model()
-    result = _taught(model, text, seed)
-    blank = _taught(untrained.untrained(model, seed), text[:FEW], seed, FEW)
-    arms, bare = ({n: a["estimate"] for n, a in r.findings["text"]["arms"].items()} for r in (result, blank))
+    result = _train_heads(model, text, seed)
+    copy_result = _train_heads(untrained.untrained(model, seed), text[:FEW], seed, FEW)
+    arms, copy = ({n: a["estimate"] for n, a in r.findings["text"]["arms"].items()} for r in (result, copy_result))
     return {
         **{name: {"nll": value} for name, value in arms.items()},
-        "lookup": {"gain": arms["control"] - arms["heads"], "untrained": bare["control"] - bare["heads"]},
+        "lookup": {"gain": arms["control"] - arms["heads"], "untrained": copy["control"] - copy["heads"]},
         "start": {"difference": begun(model, text[0].text)},
         "weights": {"moved": abs(arms["control"] - arms["plain"])},
         "looked up": {f"n{n}": share for n, share in result.findings["looked_up"].items()},
     }
 
 
-def _taught(model: Model, text: list[Text], seed: int, steps: int = FIT.steps or 0) -> Result:
+def _train_heads(model: Model, text: list[Text], seed: int, steps: int = FIT.steps or 0) -> Result:
     return mechanisms.icll(
         text, model, sizes=SIZES, block=BLOCK, against=("control", "plain"), window=WINDOW, held_out=HELD,
         fit=FIT.replace(seed=seed, steps=steps),
@@ -50,7 +50,7 @@ def _taught(model: Model, text: list[Text], seed: int, steps: int = FIT.steps or
 
 
 def begun(model: Model, text: str) -> float:
-    """The largest difference that heads begun at zero make to any logit of a passage."""
+    """Return the largest change of any logit of a passage by heads initialized to zero."""
     ids = torch.tensor([encode.windows(model.tokenizer, [text], WINDOW)[0].completion])
     with torch.no_grad():
         before, after = (
@@ -61,10 +61,10 @@ def begun(model: Model, text: str) -> float:
 
 
 def passages(seed: int) -> list[str]:
-    """Beginnings of long paragraphs."""
-    long = [row["text"] for row in real.rows("wikitext2/valid.txt") if len(row["text"]) > LONG]
-    draw = np.random.default_rng(seed)
-    return [long[i][:LONG] for i in draw.permutation(len(long))[:DOCUMENTS]]
+    """Draw beginnings of long paragraphs."""
+    paragraphs = [row["text"] for row in real.rows("wikitext2/valid.txt") if len(row["text"]) > LONG]
+    rng = np.random.default_rng(seed)
+    return [paragraphs[i][:LONG] for i in rng.permutation(len(paragraphs))[:DOCUMENTS]]
 
 
 UNIT = "nats a token"

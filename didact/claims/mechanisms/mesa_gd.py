@@ -1,7 +1,7 @@
 """The claim of mesa-gd: trained linear self-attention is gradient descent, and looped twice it is GD++.
 
-World: `y = w x`, x uniform of half-width 0.5, w ~ N(0, I), as many rows as inputs. Every arm of a seed is
-measured on the same 20,000 fresh tasks. GD's step size is the closed form, GD++ is trained as LSA is.
+World: `y = w x`, x uniform with half-width 0.5, w ~ N(0, I), as many rows as inputs. Every arm of a seed is
+measured on the same 20,000 fresh tasks. GD's step size is the closed form; GD++ is trained like LSA.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from didact.models import mixers
 from didact.types import Fit
 from didact.worlds import regression
 
-# The rate was chosen, of 3e-3, 1e-2 and 2e-2, by TRAINING loss on seeds 1000-1002, for one layer and for two.
+# The learning rate, of 3e-3, 1e-2 and 2e-2, was chosen by TRAINING loss on seeds 1000-1002, for one layer and for two.
 TRAINING: dict[str, Any] = {"lr": 2e-2, "schedule": "cosine", "clip": 1.0}
-TUNING, EVALUATION = 6, 7  # tags of draws that no training sees
+TUNING, EVALUATION = 6, 7  # tags of draws that are never trained on
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Of a tier: dimension and rows, tasks a step, steps of one and of two layers, restarts, evaluated tasks."""
+    """A tier's sizes: dimension and rows, tasks per step, steps of one and two layers, restarts, evaluated tasks."""
 
     dim: int
     batch: int
@@ -49,7 +49,7 @@ SIZES = {
 
 
 def problem(seed: int) -> Problem:
-    """The embedded example: 4,000 tasks of five rows, as a user would bring them. No model: it trains its own."""
+    """The embedded example: 4,000 tasks of five rows in a user's format. No model: the method trains one."""
     world = regression.Linear(dim=5, rows=5)
     return Problem(
         data={"tasks": regression.records(world((seed, 0), 4_000))},
@@ -59,56 +59,56 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: str, deep: bool = True, **options: Any) -> runner.Measured:
-    """One seed: train one layer and (if `deep`) two looped layers, and measure every arm on the same tasks."""
+    """Train one layer and (if `deep`) two looped layers on one seed, and measure every arm on the same tasks."""
     size = SIZES[tier]
     world = regression.Linear(dim=size.dim, rows=size.dim)
     tasks = world((seed, 0, EVALUATION), size.tasks)
-    twice = dataclasses.replace(world, half_width=2 * world.half_width)((seed, 0, EVALUATION), size.tasks)
+    wide = dataclasses.replace(world, half_width=2 * world.half_width)((seed, 0, EVALUATION), size.tasks)
     eta = gradient.optimal_eta(size.dim, size.dim, *world.moments())
     lsa, _ = _train(world, size, seed, size.steps, **options)
     trained, gd = learners.of_module(lsa), gradient.gd(eta)
     to_gd, to_ols = learners.compare(trained, gd, tasks), learners.compare(trained, gradient.ols(), tasks)
     torch.manual_seed(seed)
-    fresh = learners.compare(learners.of_module(mixers.LinearSelfAttention(size.dim)), gd, tasks)
+    untrained = learners.compare(learners.of_module(mixers.LinearSelfAttention(size.dim)), gd, tasks)
     arms = {
         "lsa": {
             "loss": to_gd.loss.estimate,
             "cosine": to_gd.cosine.estimate,
             "cosine_gap": 1 - to_gd.cosine.estimate,
             "cosine_to_ols": to_ols.cosine.estimate,
-            "loss_at_2a": _loss(trained, twice),
+            "loss_at_2a": _loss(trained, wide),
         },
-        "gd": {"loss": to_gd.reference_loss.estimate, "loss_at_2a": _loss(gd, twice)},
-        "untrained": {"loss": fresh.loss.estimate, "cosine": fresh.cosine.estimate},
+        "gd": {"loss": to_gd.reference_loss.estimate, "loss_at_2a": _loss(gd, wide)},
+        "untrained": {"loss": untrained.loss.estimate, "cosine": untrained.cosine.estimate},
         "zero": {"loss": _loss(gradient.zero(), tasks)},
         "constructed": {"error": construction_error(tasks, eta)},
     }
     if not options:
         arms["interpolated"] = {"loss": _loss(learners.of_module(mixers.interpolated(lsa, eta, size.dim)), tasks)}
     if deep:
-        two, tuned = _train(world, size, seed, size.deep_steps, layers=2)
+        looped, references = _train(world, size, seed, size.deep_steps, layers=2)
         gd_2 = gradient.gd(gradient.best_eta(world((seed, 0, TUNING), size.tasks), 2), 2)
-        arms["lsa_2"] = {"loss": _loss(learners.of_module(two), tasks)}
+        arms["lsa_2"] = {"loss": _loss(learners.of_module(looped), tasks)}
         arms["gd_2"] = {"loss": _loss(gd_2, tasks)}
-        arms["gd++_2"] = {"loss": _loss(gradient.gd_plus_plus(**tuned["gd++"], steps=2), tasks)}
+        arms["gd++_2"] = {"loss": _loss(gradient.gd_plus_plus(**references["gd++"], steps=2), tasks)}
     return arms
 
 
 def construction_error(tasks: Tensors, eta: float) -> float:
-    """Largest difference between 1-5 layers built by hand and as many explicit steps from some W0, in float64."""
+    """Return the largest difference between 1-5 constructed layers and as many GD steps from some W0, in float64."""
     x, y, query = (tasks[name][:256].double() for name in ("x", "y", "query"))
     start = torch.linspace(-1, 1, x.shape[-1], dtype=torch.float64)[None]
-    off = []
+    errors = []
     for steps in range(1, 6):
-        hand = mixers.constructed(x.shape[-1], eta=eta, rows=x.shape[1], layers=steps, start=start)
-        off.append((hand(x, y, query) - gradient.gd(eta, steps, start)(x, y, query)).abs().max().item())
-    return max(off)
+        constructed = mixers.constructed(x.shape[-1], eta=eta, rows=x.shape[1], layers=steps, start=start)
+        errors.append((constructed(x, y, query) - gradient.gd(eta, steps, start)(x, y, query)).abs().max().item())
+    return max(errors)
 
 
 def _train(
     world: regression.Linear, size: Size, seed: int, steps: int, **options: Any
 ) -> tuple[mixers.LinearSelfAttention, dict[str, Any]]:
-    """The method at this size, and the numbers of the algorithms it tuned."""
+    """Run the method at this size; return the layer and the tuned parameters of the reference algorithms."""
     fit = Fit(steps=steps, rows=size.batch, betas=(0.9, 0.98), seed=seed, **TRAINING)
     evaluation, mixer = learners.EvaluationConfig(tasks=1_000), mixers.MixerConfig(**options)
     result = mechanisms.mesa_gd(world, mixer=mixer, restarts=size.restarts, evaluation=evaluation, fit=fit)

@@ -1,4 +1,4 @@
-"""What mesa-gd's claim must notice: signs, labels and step sizes that are wrong."""
+"""Sabotages that mesa-gd's claim must detect: wrong signs, labels and step sizes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from didact.learn import episodes
 
 
 def flipped(module: nn.Module) -> learners.Learner:
-    """the readout forgets its minus once the module is trained."""
+    """Flip the sign of the readout of a trained module."""
     return lambda x, y, query: -module(x, y, query)
 
 
 def shuffled(sampler: episodes.Sampler, seed: int, rows: int) -> Callable[[int], Tensors]:
-    """contexts are trained on whose labels belong to other rows."""
+    """Train on contexts whose labels are shuffled between rows."""
 
     def batch_at(step: int) -> Tensors:
         batch = sampler((seed, step), rows)
@@ -29,10 +29,10 @@ def shuffled(sampler: episodes.Sampler, seed: int, rows: int) -> Callable[[int],
 
 
 def wrong_slot(query: Tensor, start: Tensor) -> Tensor:
-    """the query token, itself a key and value, brings a label of its own making."""
+    """Let the query token, also a key and value, have a label of 1."""
     return torch.ones_like(query @ start.T)
 
 
 def eta_over_rows(rows: int, dim: int, variance: float, fourth: float) -> float:
-    """eta taken for eta/N, and divided once more."""
+    """Divide eta by N once too often."""
     return variance / (fourth + (rows + dim - 2) * variance**2)

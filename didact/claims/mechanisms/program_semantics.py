@@ -1,14 +1,14 @@
-"""The claim of program-semantics: states of a model that writes programs hold what the programs mean.
+"""The claim of program-semantics: states of a model that writes programs represent what the programs mean.
 
-World: a square of nine fields (`worlds.robots.Grids`), programs of two to four words. The model reads where the walker
-is before and after; where it is between is nowhere in the text. It writes programs for pairs that no training showed.
-Compared are the same programs and vectors under the words' own meanings and dealt anew. An untrained copy reads the
-start and the end too, which tells something of what is between: the gap has to be larger than its.
+World: a square of nine fields (`worlds.robots.Grids`), programs of two to four words. The model reads the walker's
+positions before and after; those in between are nowhere in the text. It writes programs for held-out pairs.
+The same programs and states are probed under the words' own meanings and under permuted ones. An untrained copy also
+reads start and end, which says something about the positions between: the trained gap must exceed its gap.
 
-There are few pairs of fields, so what a probe is scored on is drawn `SPLITS` times. An earlier world, a line of twelve
-fields, was not learnt in the time of a claim, and one split was too noisy: seeds 0 to 4 and 100 to 104 had been seen
-by then, so the claim is tested on others, from `FRESH` on. That the model is good is tested; the gate is on the form of
-its programs, which every sabotage leaves.
+There are few pairs of fields, so a probe's test set is drawn `SPLITS` times. An earlier world, a line of twelve fields,
+was not learnt within a claim's time, and one split was too noisy: seeds 0 to 4 and 100 to 104 had been measured by
+then, so the claim is tested on new ones, from `FRESH` on. That the model has learnt is a test; the gate is on the form
+of its programs, which no sabotage affects.
 """
 
 from __future__ import annotations
@@ -31,60 +31,60 @@ from didact.types import Demo
 
 problem = example.problem
 SIZES = {"smoke": (150, 20), "quick": (1_000, example.STEPS), "full": (2_000, 2_000)}  # specifications, training steps
-FRESH = 200  # before the first test seed
+FRESH = 200  # added to every seed, so that the test seeds are new
 SPLITS = 4
-SERIES = (0, 50, 150, 400)  # further checkpoints of the full tier: trainings as long
+SERIES = (0, 50, 150, 400)  # training steps of further models in the full tier
 
 
 def run(
     seed: int, tier: str, steps: int | None = None, ends: bool = True, offsets: tuple[int, ...] = (0, 1), **options: Any
 ) -> runner.Measured:
-    """One seed: a writer of programs, and what its states hold beside an untrained copy's."""
-    count, trained = SIZES[tier]
+    """Train a writer of programs on one seed and probe its states and those of an untrained copy."""
+    count, train_steps = SIZES[tier]
     seed += FRESH
-    demos, asked = example.WORLD.demos(10_000 + seed, count), example.WORLD.demos(20_000 + seed, count // 5, asked=True)
-    model = example.writer(seed, trained if steps is None else steps, ends)
-    found = _examined(model, demos, seed, offsets, **options)
-    written = semantics.written(model, asked, example.WORLD.language, example.OPTIONS["max_new_tokens"])
-    right = [words for demo, words in zip(asked, written, strict=True) if words and _does(demo, words)]
+    demos, test = example.WORLD.demos(10_000 + seed, count), example.WORLD.demos(20_000 + seed, count // 5, asked=True)
+    model = example.writer(seed, train_steps if steps is None else steps, ends)
+    scores = _probe(model, demos, seed, offsets, **options)
+    programs = semantics.written(model, test, example.WORLD.language, example.OPTIONS["max_new_tokens"])
+    correct = [words for demo, words in zip(test, programs, strict=True) if words and _satisfies(demo, words)]
     arms = {
         "writer": {
-            "correct": len(right) / len(asked),
-            "programs": _mean(bool(words) for words in written),
-            "words": _mean([len(w) for w in right] or [math.nan]),
+            "correct": len(correct) / len(test),
+            "programs": _mean(bool(words) for words in programs),
+            "words": _mean([len(w) for w in correct] or [math.nan]),
         },
-        "given": {"correct": _by_chance(asked, seed), "words": _mean(len(d.completion.split()) for d in asked)},
-        **found,
+        "given": {"correct": _chance_rate(test, seed), "words": _mean(len(d.completion.split()) for d in test)},
+        **scores,
     }
     for step in SERIES if tier == "full" and ends and steps is None else ():
-        early = _examined(example.writer(seed, step), demos, seed, (0,))
+        early = _probe(example.writer(seed, step), demos, seed, (0,))
         arms[f"after {step} steps"] = {"gap": early["now"]["gap"]}
     return arms
 
 
-def _examined(
+def _probe(
     model: Any, demos: Sequence[Demo], seed: int, offsets: tuple[int, ...], **options: Any
 ) -> dict[str, dict[str, float]]:
-    """`_arms`, the mean over splits."""
+    """Return `_arms`, averaged over splits."""
     arms = []
     for split in range(SPLITS):
-        asked = example.OPTIONS | {"offsets": offsets, "seed": seed * SPLITS + split} | options
-        named = assemble(mechanisms.program_semantics, asked)
-        arms.append(_arms(mechanisms.program_semantics(model, demos, **named).findings, offsets))
+        settings = example.OPTIONS | {"offsets": offsets, "seed": seed * SPLITS + split} | options
+        arguments = assemble(mechanisms.program_semantics, settings)
+        arms.append(_arms(mechanisms.program_semantics(model, demos, **arguments).findings, offsets))
     return {arm: {name: _mean(a[arm][name] for a in arms) for name in arms[0][arm]} for arm in arms[0]}
 
 
 def _arms(found: Mapping[str, Any], offsets: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Of where the robot is, by offset; alternatives as their mean."""
+    """Return the probe scores of the robot's position by offset, averaged over alternative meanings."""
     out = {}
     for offset in offsets:
-        told = found["content"][f"position {offset:+d}"]
+        scores = found["content"][f"position {offset:+d}"]
         out["now" if offset == 0 else "next"] = {
-            "accuracy": told["accuracy"]["estimate"],
-            "majority": told["majority"],
-            "alternative": _mean(a["estimate"] for a in told["alternatives"].values()),
-            "gap": _mean(g["estimate"] for g in told["gaps"].values()),
-            "untrained_gap": _mean(g["estimate"] for g in told["untrained_gaps"].values()),
+            "accuracy": scores["accuracy"]["estimate"],
+            "majority": scores["majority"],
+            "alternative": _mean(a["estimate"] for a in scores["alternatives"].values()),
+            "gap": _mean(g["estimate"] for g in scores["gaps"].values()),
+            "untrained_gap": _mean(g["estimate"] for g in scores["untrained_gaps"].values()),
         }
     return out
 
@@ -94,27 +94,27 @@ def _mean(values: Any) -> float:
     return float(sum(numbers) / len(numbers))
 
 
-def _by_chance(demos: Sequence[Demo], seed: int) -> float:
-    """How often the program given for another specification does what this one asks."""
+def _chance_rate(demos: Sequence[Demo], seed: int) -> float:
+    """Return how often the program of another specification satisfies this one."""
     texts = [demo.completion.split() for demo in demos]
     random.Random(seed).shuffle(texts)
-    return _mean(_does(demo, words) for demo, words in zip(demos, texts, strict=True))
+    return _mean(_satisfies(demo, words) for demo, words in zip(demos, texts, strict=True))
 
 
-def _does(demo: Demo, words: Sequence[str]) -> bool:
+def _satisfies(demo: Demo, words: Sequence[str]) -> bool:
     pairs = zip(*semantics.states(demo), strict=True)
     return all((robots.run(example.WORLD.language, a, words) or [a])[-1] == b for a, b in pairs)
 
 
 def of_other_programs(*args: Any, right: Any = semantics.labels, **more: Any) -> dict[Any, Tensor]:
-    """Sabotage: what is true is that of other programs."""
+    """Sabotage: labels of other programs."""
     return {key: values.roll(37) for key, values in right(*args, **more).items()}
 
 
 def dealt_as_before(
     language: Any, start: Any, program: Sequence[str], meaning: Any = None, right: Any = robots.run
 ) -> Any:
-    """Sabotage: the alternative meanings are the original ones."""
+    """Sabotage: the alternative meanings equal the original one."""
     return right(language, start, program)
 
 

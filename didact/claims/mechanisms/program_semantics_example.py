@@ -1,4 +1,4 @@
-"""A model that learnt to write programs for a walker from what is before and after them, and nothing between."""
+"""A model trained to write programs for a walker from the states before and after, without those between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {"language": "grid", "probe.epochs": 15, "max_new_toke
 
 
 def problem(seed: int) -> Problem:
-    """A small model, and specifications, a fifth of which it did not see."""
+    """A small model, and specifications, a fifth of which were not in its training."""
     return Problem(
         model=writer(seed, STEPS),
         data={"programs": WORLD.demos(10_000 + seed, 2_000)},
@@ -25,9 +25,9 @@ def problem(seed: int) -> Problem:
 
 
 def writer(seed: int, steps: int, ends: bool = True) -> Model:
-    """A model (two layers, 64 wide) trained on specifications and their programs; kept.
+    """Train a model (two layers, width 64) on specifications and their programs, or load it from the cache.
 
-    Without `ends` the states after are those of other programs: the same form, without what it means.
+    Without `ends` the final states are those of other programs: the same form without the meaning.
     """
     demos = WORLD.demos(seed, CORPUS, asked=False)
     if not ends:
@@ -39,7 +39,7 @@ def writer(seed: int, steps: int, ends: bool = True) -> Model:
 
 
 def mixed(demo: Demo, other: Demo) -> Demo:
-    """A specification whose states after are another's."""
+    """Return a specification with another's final states."""
     pairs = zip(demo.prompt.split(" ; "), other.prompt.split(" ; "), strict=True)
     prompt = " ; ".join(f"{a.split(' to ')[0]} to {b.split(' to ')[1]}" for a, b in pairs)
     return Demo(prompt=prompt, completion=demo.completion, extra=demo.extra)

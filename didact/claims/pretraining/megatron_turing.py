@@ -1,9 +1,9 @@
-"""The claim of megatron-turing: any layout takes one process's steps, the planner foretells it, the pipeline pays.
+"""The claim of megatron-turing: any layout takes one process's steps at the planned cost; prepared text trains better.
 
-A: stages, copies and parts of a layer, in processes of their own, against a plain loop in one; unequal lengths. B: idle
-time of torch's schedule over stages that sleep. C: a model of half a million weights on raw and on prepared text, equal
-tokens, held-out clean text; the logged rate and batch against their formulas. The first measurement, on seeds 0 to 4,
-left C undecided (0.19 nats, -0.05 to 0.42); its rate then got a warm-up and an end, and it is measured on eight others.
+A: pipeline, data and tensor parallelism in several processes against a plain loop in one; unequal lengths. B: idle time
+of torch's pipeline schedule with sleeping stages. C: a model of half a million weights trained on raw or prepared text,
+equal tokens, measured on held-out clean text; logged learning rate and batch size against their formulas. On seeds 0 to
+4 C was undecided (0.19 nats, -0.05 to 0.42); then its schedule got a warm-up and a decay, and eight new seeds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from didact.parallel import processes
 from didact.types import Fit, Result, Text
 
 WORDS, WINDOW, ROWS, ALPHA = 60, 64, 8, 4.0
-WARMUP, END = 27e9, 270e9  # the paper's warm-up would be over in a step, and its decay ends behind the run
-FRESH = 100  # before the first test seed: text was prepared otherwise when seeds 0 to 4 had been seen
+WARMUP, END = 27e9, 270e9  # tokens: the paper's warm-up would end within a step, its decay after the run
+FRESH = 100  # added to every seed: on seeds 0 to 4 text was prepared differently
 STEPS = {"smoke": 4, "quick": 120, "full": 120}
 SHAPE: dict[str, Any] = {
     "layers": 4, "hidden": 96, "heads": 4, "context": WINDOW, "vocabulary": 512, "first_rows": 2, "more_rows": 2,
@@ -40,7 +40,7 @@ MICROS = (2, 4, 8)
 
 
 def problem(seed: int) -> Problem:
-    """Passages of Python's manual, and a shape that reads them in some seconds; the batch grows from 2 rows to 8."""
+    """Passages of Python's manual, and a model that trains on them in seconds; the batch grows from 2 rows to 8."""
     return Problem(
         data={"corpus": [Text(text=t) for t in _passages(seed)[:400]]}, options=SHAPE,
         fit={"lr": 4e-3, "rows": ROWS, "steps": 80},
@@ -48,26 +48,26 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = "ABC", broken: str | None = None) -> runner.Measured:
-    """One seed of the parts asked for; `broken` is a sabotage of the engine, measured where it does something."""
+    """Measure the requested parts on one seed; `broken` names a sabotage, run only on layouts that it affects."""
     seed += FRESH
     arms: dict[str, dict[str, float]] = {}
     if "A" in parts:
         cases = TOUCHED[broken] if broken else (*TWO[:1], *SINGLE[:1]) if tier == "smoke" else (*TWO, *SINGLE)
-        found, idle = processes.run(2, parity.measured, cases, seed, () if broken else MICROS, broken)[0]
+        differences, idle = processes.run(2, parity.measured, cases, seed, () if broken else MICROS, broken)[0]
         if tier == "full" and not broken:
-            found += processes.run(8, parity.measured, EIGHT, seed)[0][0]
+            differences += processes.run(8, parity.measured, EIGHT, seed)[0][0]
             cases = (*cases, *EIGHT)
-        arms |= _differences(cases, found)
+        arms |= _largest(cases, differences)
         if idle:
-            planned = [1 + 1 / m for m in MICROS]
-            arms["pipeline"] = {"off": max(abs(a / b - 1) for a, b in zip(idle, planned, strict=True))}
+            expected = [1 + 1 / m for m in MICROS]
+            arms["pipeline"] = {"off": max(abs(a / b - 1) for a, b in zip(idle, expected, strict=True))}
     if "C" in parts:
-        arms |= _prepared(seed, STEPS[tier], alike=broken == "unprepared")
+        arms |= _compare_corpora(seed, STEPS[tier], alike=broken == "unprepared")
     return arms
 
 
-def _differences(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """The largest over layouts, in float64 and in float32."""
+def _largest(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Return the largest difference over layouts, in float64 and in float32 (of `moved` the smallest)."""
     out: dict[str, dict[str, float]] = {}
     for name, dtype in (("layouts", "float64"), ("single", "float32")):
         rows = [row for case, row in zip(cases, found, strict=True) if case.dtype == dtype]
@@ -82,7 +82,7 @@ def _differences(cases: Sequence[Case], found: Sequence[dict[str, float]]) -> di
 
 
 def _passages(seed: int) -> list[str]:
-    """Python's manual in passages of some sixty words, in random order."""
+    """Return Python's manual in passages of `WORDS` words, in random order."""
     words = " ".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics)).split()
     out = [" ".join(words[i : i + WORDS]) for i in range(0, len(words) - WORDS, WORDS)]
     random.Random(seed).shuffle(out)
@@ -91,80 +91,80 @@ def _passages(seed: int) -> list[str]:
 
 @lab.shared
 def _corpora(seed: int) -> tuple[list[str], list[str], list[str]]:
-    """A raw crawl, what the filter and the de-duplication leave of it, and clean text that neither holds.
+    """Return a raw crawl, the same filtered and deduplicated, and held-out clean text.
 
-    Of the crawl a quarter is clean, most is spam, and an eighth are near repeats of twenty passages.
+    A quarter of the crawl is clean, most is spam, and an eighth are near duplicates of twenty passages.
     """
-    rng, every = random.Random(seed), _passages(seed)
-    parts = (200, 80, 400, 380, 20)
-    begins = [sum(parts[:i]) for i in range(len(parts))]
-    trusted, held_out, clean, others, often = (every[a : a + n] for a, n in zip(begins, parts, strict=True))
+    rng, passages = random.Random(seed), _passages(seed)
+    sizes = (200, 80, 400, 380, 20)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    trusted, held_out, clean, to_spoil, repeated = (passages[a : a + n] for a, n in zip(starts, sizes, strict=True))
     spam = ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(300)]
-    raw = [*clean, *(_spoilt(rng.choice(others), spam, rng) for _ in range(1_000))]
-    raw += [_edited(rng.choice(often), rng) for _ in range(200)]
+    raw = [*clean, *(_spoil(rng.choice(to_spoil), spam, rng) for _ in range(1_000))]
+    raw += [_edit(rng.choice(repeated), rng) for _ in range(200)]
     rng.shuffle(raw)
     groups = fuzzy.Groups(raw.__getitem__)
     for number, text in enumerate(raw):
         groups.add(number, text)
-    once = [text for number, text in enumerate(raw) if groups.first(number) == number]
-    classifier, scores = quality.Classifier(trusted, once, seed), [0.0] * len(once)
+    unique = [text for number, text in enumerate(raw) if groups.first(number) == number]
+    classifier, scores = quality.Classifier(trusted, unique, seed), [0.0] * len(unique)
     for fold in range(quality.FOLDS):
-        scores[fold :: quality.FOLDS] = map(float, classifier.score(once[fold :: quality.FOLDS], fold))
-    stays = contamination.quality_filter(scores, seed, ALPHA)
-    return raw, [text for text, stay in zip(once, stays, strict=True) if stay], held_out
+        scores[fold :: quality.FOLDS] = map(float, classifier.score(unique[fold :: quality.FOLDS], fold))
+    selected = contamination.quality_filter(scores, seed, ALPHA)
+    return raw, [text for text, keep in zip(unique, selected, strict=True) if keep], held_out
 
 
-def _spoilt(text: str, spam: Sequence[str], rng: random.Random) -> str:
-    """Three of four words made up, and all in another order."""
+def _spoil(text: str, spam: Sequence[str], rng: random.Random) -> str:
+    """Replace three of four words by made-up ones and shuffle all."""
     words = [rng.choice(spam) if i % 4 else word for i, word in enumerate(text.split())]
     return " ".join(rng.sample(words, len(words)))
 
 
-def _edited(text: str, rng: random.Random) -> str:
-    """The passage with one of its words another."""
+def _edit(text: str, rng: random.Random) -> str:
+    """Replace one word of the passage by another of its words."""
     words = text.split()
     words[rng.randrange(len(words))] = rng.choice(words)
     return " ".join(words)
 
 
-def _prepared(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str, float]]:
-    """Two models of the same tokenizer and tokens, on raw and on prepared text: nats a token of clean text."""
-    raw, kept, held_out = _corpora(seed)
-    tokenizer = build.train_tokenizer([*raw, *kept], SHAPE["vocabulary"])
+def _compare_corpora(seed: int, steps: int, alike: bool = False) -> dict[str, dict[str, float]]:
+    """Train two models with the same tokenizer and tokens, on raw and on prepared text; measure both on clean text."""
+    raw, prepared, held_out = _corpora(seed)
+    tokenizer = build.train_tokenizer([*raw, *prepared], SHAPE["vocabulary"])
     start = build.build("llama", tokenizer, d=96, layers=4, heads=4, context=WINDOW, seed=seed)
     rows = encode.windows(tokenizer, held_out, WINDOW)
     fit = Fit(lr=3e-3, rows=ROWS, steps=steps, betas=(0.9, 0.95), weight_decay=0.1, seed=seed)
     out: dict[str, dict[str, float]] = {}
-    for name, texts in (("raw", raw), ("prepared", raw if alike else kept)):
+    for name, texts in (("raw", raw), ("prepared", raw if alike else prepared)):
         corpus = [Text(text=text) for text in texts]
         result = megatron_turing(
             corpus, start, context=WINDOW, first_rows=2, more_rows=2, warmup_tokens=WARMUP, decay_tokens=END, fit=fit
         )
         out[name] = {"loss": _loss(lab.model_of(result), rows), "documents": len(texts)}
-        out[name]["table"] = _off_table(result, fit)
+        out[name]["table"] = _schedule_error(result, fit)
     out["prepared"]["learnt"] = math.log(len(tokenizer)) - out["prepared"]["loss"]
     return out
 
 
 def _loss(model: Model, rows: Sequence[encode.TokenizedExample]) -> float:
-    """Nats a token."""
+    """Return nats per token."""
     logp, counts = forward.row_logp(model, rows)
     return -float(logp.sum() / counts.sum())
 
 
-def _off_table(result: Result, fit: Fit) -> float:
-    """By how much the logged rate (relative) and batch are off the formulas, at most."""
-    scale, worst, seen = result.findings["scale"], 0.0, 0
+def _schedule_error(result: Result, fit: Fit) -> float:
+    """Return the largest difference of the logged learning rate (relative) and batch size from the formulas."""
+    scale, worst, consumed = result.findings["scale"], 0.0, 0
     for row in result.history:
-        ramp = 12e9 * scale / WINDOW  # in rows; a share of it for each of (8 - 2) / 2 increments
-        wanted = ROWS if seen > ramp else 2 + 2 * math.floor(seen / (ramp / 3))
-        seen += row["rows"]
-        at = seen * WINDOW / scale
-        if at < WARMUP:
-            share = at / WARMUP
+        ramp = 12e9 * scale / WINDOW  # in rows; an equal share for each of (8 - 2) / 2 increments
+        expected = ROWS if consumed > ramp else 2 + 2 * math.floor(consumed / (ramp / 3))
+        consumed += row["rows"]
+        tokens = consumed * WINDOW / scale
+        if tokens < WARMUP:
+            share = tokens / WARMUP
         else:
-            share = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (at - WARMUP) / (END - WARMUP))))
-        worst = max(worst, abs(row["rows"] - wanted), abs(row["lr"] / (fit.lr * share) - 1))
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * min(1.0, (tokens - WARMUP) / (END - WARMUP))))
+        worst = max(worst, abs(row["rows"] - expected), abs(row["lr"] / (fit.lr * share) - 1))
     return worst
 
 

@@ -1,9 +1,9 @@
-"""The claim of consensus: what both sides agree on is right more often than what either side says.
+"""The claim of consensus: the candidate both sides agree on is right more often than the choice of either side.
 
-A: log-probs drawn around a truth, with a surface bias of the candidates and noise of each side's own. B: a small Llama
-that was told facts as answers and as verdicts, a third of them in one way only. The cheap rival `avg`, which adds the
-two first policies, stands beside the game; whether the game is worth more is reported and decides nothing. That nothing
-holds the players (lam 0) was to be a sabotage and is none: in round one they hear each other's first policies.
+A: simulated log-probs: a truth, plus a surface bias of the candidates, plus noise independent for each side. B: a small
+Llama trained on facts as answers and as verdicts, a third of them in one form only. The cheap baseline `avg`, which
+adds the two initial policies, is compared with the game; whether the game is better is reported and decides nothing.
+Play without regularisation (lam 0) is no sabotage: in round one each player responds to the other's initial policy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORDING = ranking.Wording(
     correct="{prompt}", incorrect="not {prompt}", verify="is {prompt} {candidate} ?", yes=two_ways.YES, no=two_ways.NO
 )
 ROUNDS = {"smoke": 2, "quick": 100, "full": 120}
-DRAWN = {"smoke": 200, "quick": 2000, "full": 4000}  # questions of A
+DRAWN = {"smoke": 200, "quick": 2000, "full": 4000}  # questions in A
 NAMES = 40
 NOISE = {"even": (1.0, 1.0), "poor_judge": (1.0, 2.0), "poor_writer": (2.0, 1.0)}
 BIAS = 1.2
@@ -37,7 +37,7 @@ SINGLE = ("g", "mi", "sc", "d")
 
 
 def problem(seed: int) -> Problem:
-    """Facts told in two ways, and a model that read them."""
+    """Questions about facts, and a model trained on the facts in two forms."""
     options = {f"wording.{name}": value for name, value in vars(WORDING).items()}
     return Problem(
         model=_reader(seed, ROUNDS["quick"]), data={"test": _world(seed).questions()},
@@ -46,50 +46,50 @@ def problem(seed: int) -> Problem:
 
 
 def run(seed: int, tier: runner.Tier, parts: str = "AB") -> runner.Measured:
-    """Both parts, on one seed."""
+    """Parts A and B on one seed."""
     game = Game(steps=500 if tier != "full" else 5000)
     arms: dict[str, dict[str, float]] = {}
     if "A" in parts:
-        arms |= {name: _drawn(seed, tier, game, *noise) for name, noise in NOISE.items()}
+        arms |= {name: _simulate(seed, tier, game, *noise) for name, noise in NOISE.items()}
     if "B" in parts:
-        arms |= _asked(seed, tier, game)
+        arms |= _evaluate_model(seed, tier, game)
     return arms
 
 
-def _drawn(seed: int, tier: runner.Tier, game: Game, writer: float, judge: float) -> dict[str, float]:
-    """A: candidates with a bias, a truth and noise. The log-probs are of four candidates, the first of them right."""
+def _simulate(seed: int, tier: runner.Tier, game: Game, writer: float, judge: float) -> dict[str, float]:
+    """A: simulated log-probs of four candidates (truth, bias and noise), the first of which is right."""
     rng, n = np.random.default_rng([seed, 17]), DRAWN[tier]
     sign = np.where(np.arange(2)[:, None] == (np.arange(4) > 0), 0.5, -0.5)  # correct and right, or neither
     g = rng.normal(scale=BIAS, size=(n, 1, 4)) + sign + rng.normal(scale=writer, size=(n, 2, 4))
     d = sign.T + rng.normal(scale=judge, size=(n, 4, 2))
-    found = ranking.Scores(g[:, 0], g, d)
-    right = [Demo(prompt="", completion="0")] * n
-    made = ranking.played([["0", "1", "2", "3"]] * n, found, game)
-    return _told(made, right)
+    scores = ranking.Scores(g[:, 0], g, d)
+    records = [Demo(prompt="", completion="0")] * n
+    outcome = ranking.played([["0", "1", "2", "3"]] * n, scores, game)
+    return _accuracies(outcome, records)
 
 
-def _told(made: ranking.Ranked, records: list[Demo]) -> dict[str, float]:
-    """Accuracy by every rule, and what the game adds to the better single one and to the worse side."""
+def _accuracies(made: ranking.Ranked, records: list[Demo]) -> dict[str, float]:
+    """Accuracy by rule, agreement before and after the game, and its worse side's gain over the best single rule."""
     rules = {str(r): float(ranked.credits(s, made.candidates, records).mean()) for r, s in made.rules.items()}
-    at = [ranking.agreement(p.generator[:, 0], p.discriminator[:, :, 0]) for p in (made.start, made.end)]
+    agree = [ranking.agreement(p.generator[:, 0], p.discriminator[:, :, 0]) for p in (made.start, made.end)]
     best = max(rules[r] for r in SINGLE)
-    return rules | {"before": at[0], "after": at[1], "over_best": min(rules["er_g"], rules["er_d"]) - best}
+    return rules | {"before": agree[0], "after": agree[1], "over_best": min(rules["er_g"], rules["er_d"]) - best}
 
 
-def _asked(seed: int, tier: runner.Tier, game: Game) -> dict[str, dict[str, float]]:
-    """B: the method on every fact."""
+def _evaluate_model(seed: int, tier: runner.Tier, game: Game) -> dict[str, dict[str, float]]:
+    """B: the method on every fact, with the accuracy of each side on facts that were told in its form only."""
     model, facts = _reader(seed, ROUNDS[tier]), _world(seed).questions()
     result = prompting.consensus(model, facts, wording=WORDING, game=game)
-    found = result.findings["accuracy"]
-    out = {str(rule): found[rule]["estimate"] for rule in ranking.RULES}
+    accuracy = result.findings["accuracy"]
+    out = {str(rule): accuracy[rule]["estimate"] for rule in ranking.RULES}
     out |= {when: result.findings["agreement"][when] for when in ("before", "after")}
     out["over_best"] = min(out["er_g"], out["er_d"]) - max(out[r] for r in SINGLE)
     for way in ("answers", "verdicts"):
-        some = [r.extra for r in result.records or [] if r.extra["told"] == way]
+        rows = [r.extra for r in result.records or [] if r.extra["told"] == way]
         side = {"answers": "sc", "verdicts": "d"}[way]
-        firsts = [row["ranking"][int(np.argmax(row["scores"][side]))] for row in some]
-        wanted = [r.completion for r in facts if r.extra["told"] == way]
-        out[way] = lab.mean(a == b for a, b in zip(firsts, wanted, strict=True))
+        answers = [row["ranking"][int(np.argmax(row["scores"][side]))] for row in rows]
+        expected = [r.completion for r in facts if r.extra["told"] == way]
+        out[way] = lab.mean(a == b for a, b in zip(answers, expected, strict=True))
     return {"model": out}
 
 
@@ -98,16 +98,16 @@ def _world(seed: int) -> two_ways.TwoWays:
 
 
 def _reader(seed: int, rounds: int) -> Model:
-    """A Llama of two layers that read the lines, each a row."""
+    """A Llama of two layers trained on the facts, one line a row."""
     texts = [t.text for t in _world(seed).texts(rounds)]
     base = lab.blank("llama", texts[:2000], 600, d=64, layers=2, heads=4, context=32, tied=False, seed=seed)
-    rows = [TokenizedExample(tuple(i[:1]), tuple(i[1:])) for i in base.tokenizer(texts)["input_ids"]]
+    rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in base.tokenizer(texts)["input_ids"]]
     fit = Fit(lr=3e-3, epochs=1, rows=32, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20, seed=seed)
     return lab.kept(lambda: lab.pretrained(base, rows, fit, "texts"), *lab.identity(base), rows, fit)
 
 
 def _swapped(g: Any, d: Any, *how: Any, right: Any = equilibrium.initial) -> Policies:
-    """Sabotage: what was asked for as correct is taken for incorrect."""
+    """Sabotage: the generator's log-probs for correct and incorrect are swapped."""
     return right(np.asarray(g)[:, ::-1], d, *how)
 
 
@@ -117,13 +117,13 @@ def _frozen(start: Policies, game: Game, right: Any = equilibrium.solve) -> Poli
 
 
 def _selfish(start: Policies, game: Game, right: Any = equilibrium.solve) -> Policies:
-    """Sabotage: each player hears itself in place of the other."""
+    """Sabotage: each player responds to itself in place of the other."""
     g, d = start.generator, start.discriminator
-    heard = (
+    views = (
         Policies(g, g.transpose(0, 2, 1) / g.sum(1)[:, :, None]),
         Policies(d.transpose(0, 2, 1) / d.sum(1)[:, :, None], d),
     )
-    return Policies(right(heard[0], game).generator, right(heard[1], game).discriminator)
+    return Policies(right(views[0], game).generator, right(views[1], game).discriminator)
 
 
 ACCURACY, RATE = "accuracy", "of the questions"

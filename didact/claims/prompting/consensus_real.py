@@ -1,8 +1,8 @@
-"""Consensus's claim on a pre-trained model: messages to a bank (banking77), and answers found in passages (SQuAD).
+"""Consensus's claim on a pre-trained model: messages to a bank (banking77), and questions about passages (SQuAD).
 
-A base model of 270M weights says yes or no by habit: on the tuning seeds (1000, 1001) the judge alone was at chance
-(.17 of six topics) with the method's own wording and with two others, while the generator was right for .62. So the
-wording for messages shows it four verdicts first; whether it judges at all is the gate.
+A base model of 270M weights has a strong yes/no bias: on the tuning seeds (1000, 1001) the discriminator alone was at
+chance (.17 of six topics) with the method's wording and two others, while the generator was right for .62. So the
+wording for messages has four example verdicts; a gate checks that the discriminator is above chance.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from didact.claims.prompting import messages
 from didact.infer.consensus import RULES, Wording
 from didact.types import Demo, Result
 
-INTENTS, ASKED = 6, 4  # of a draw; messages of each
-QUESTIONS, CANDIDATES, LONGEST = 10, 4, 90  # of a draw; of each; words of a passage
+INTENTS, ASKED = 6, 4  # intents per seed; messages of each
+QUESTIONS, CANDIDATES, LONGEST = 10, 4, 90  # questions per seed; candidates of each; most words of a passage
 VERDICTS = (
     ("The machine swallowed my card.", "card swallowed", "exchange rate"),
     ("How do I change my PIN?", "change pin", "extra card"),
@@ -26,7 +26,7 @@ ASK = "Is this topic right?"
 
 
 def _lines(wrong: bool) -> str:
-    """The messages that are shown, with right topics or with wrong ones."""
+    """The example messages, with right topics or with wrong ones."""
     return "".join(f"Message: {m}\nTopic: {b if wrong else a}\n\n" for m, a, b in VERDICTS)
 
 
@@ -34,9 +34,9 @@ WORDING = Wording(
     correct=_lines(False) + "{prompt}",
     incorrect=_lines(True) + "{prompt}",
     verify="".join(
-        f"Message: {m}\nTopic: {topic}\n{ASK} {said}\n\n"
+        f"Message: {m}\nTopic: {topic}\n{ASK} {verdict}\n\n"
         for m, *topics in VERDICTS
-        for topic, said in zip(topics, ("yes", "no"), strict=True)
+        for topic, verdict in zip(topics, ("yes", "no"), strict=True)
     )
     + f"{{prompt}} {{candidate}}\n{ASK}",
     yes="yes",
@@ -45,31 +45,31 @@ WORDING = Wording(
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Accuracy by every rule, and how often both sides agree."""
-    asked, _ = messages.drawn(seed, INTENTS, ASKED, 0)
+    """Accuracy by every rule, and the rate of agreement, on messages and on passages."""
+    questions, _ = messages.drawn(seed, INTENTS, ASKED, 0)
     return {
-        "messages": _told(prompting.consensus(real.model(), asked, wording=WORDING)),
-        "passages": _told(prompting.consensus(real.model(), _questions(seed))),
+        "messages": _accuracies(prompting.consensus(real.model(), questions, wording=WORDING)),
+        "passages": _accuracies(prompting.consensus(real.model(), _questions(seed))),
     }
 
 
-def _told(result: Result) -> dict[str, float]:
-    found = result.findings
-    accuracy = {str(rule): float(found["accuracy"][rule]["estimate"]) for rule in RULES}
-    return accuracy | {when: float(found["agreement"][when]) for when in ("before", "after")}
+def _accuracies(result: Result) -> dict[str, float]:
+    findings = result.findings
+    accuracy = {str(rule): float(findings["accuracy"][rule]["estimate"]) for rule in RULES}
+    return accuracy | {when: float(findings["agreement"][when]) for when in ("before", "after")}
 
 
 def _questions(seed: int) -> list[Demo]:
-    """Questions on passages, whose other candidates are spans of the passage of as many words."""
-    draw = random.Random(seed)
+    """Questions about passages; wrong candidates are other spans of the passage with as many words."""
+    rng = random.Random(seed)
     rows = [r for r in real.rows("squad_fewshot.jsonl") if len(r["context"].split()) <= LONGEST]
     out = []
-    for row in draw.sample(rows, QUESTIONS):
+    for row in rng.sample(rows, QUESTIONS):
         words, answer = row["context"].split(), row["answers"][0]
         size = len(answer.split())
         spans = {" ".join(words[i : i + size]).strip(".,;()") for i in range(len(words) - size + 1)}
-        others = draw.sample(sorted(s for s in spans if s and s not in answer and answer not in s), CANDIDATES - 1)
-        choices = draw.sample([answer, *others], CANDIDATES)
+        distractors = rng.sample(sorted(s for s in spans if s and s not in answer and answer not in s), CANDIDATES - 1)
+        choices = rng.sample([answer, *distractors], CANDIDATES)
         out.append(Demo(prompt=f"{row['context']}\nQuestion: {row['question']}\nAnswer:", completion=answer,
                         choices=choices))  # fmt: skip
     return out

@@ -1,10 +1,10 @@
-"""Exact-extract's claim: brute force agrees with it, and where a model was not tuned greedy decoding loses by not
-being extractive, which a few questions or recurring spans mend.
+"""Exact-extract's claim: brute force agrees with it, and greedy answers of an untuned model are worse because they are
+often not extractive, which tuning on a few questions or on recurring spans corrects.
 
 The exact part needs no training: random weights, all spans by forced decoding. The trained part is a language model of
-passages that tell facts again and again (`worlds.facts`), asked as the next sentence of a passage would begin, then
-tuned on k questions, or on spans of passages. Each key has words of its own: where any key may have any words, a model
-this small is still at chance when its three minutes are over, and one that knows nothing cannot show the claim.
+passages that repeat their facts (`worlds.facts`); questions are phrased as the start of a passage's next sentence. It
+is then tuned on k questions, or on spans of passages. Each key has its own words for values: if keys shared them, so
+small a model would still be at chance after the three minutes it has, and could not show the claim.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from didact.methods.prompting.exact_extract_tune import exact_extract_tune
 from didact.models.model import Model
 from didact.worlds import facts
 
-LENGTH = {  # steps of the language model, of tuning, of spans; and how many questions are asked
+LENGTH = {  # steps of the language model, of tuning, of spans; test questions
     "smoke": (10, 4, 4, 10), "quick": (420, 100, 150, 60), "full": (900, 200, 300, 300),
 }  # fmt: skip
 TUNED = (0, 64, 1024)  # questions tuned on
@@ -39,13 +39,13 @@ problem, problem_rss, problem_tune = example.problem, example.problem_rss, examp
 
 
 def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
-    """Brute force on random models; one language model tuned on k questions, or on spans: with `hide`, recurring ones
-    of which no other occurrence is left to copy from."""
+    """Brute force on random models; one language model tuned on k questions, or on spans. With `hide`, all other
+    occurrences of a recurring span are removed from its passage, so that there is nothing to copy."""
     arms = {"brute force": brute_force(seed)}
-    models = {f"k={k}": _tuned(seed, tier, k) for k in TUNED}
-    with runner.patched({"didact.data.spans:cut": _nowhere_else} if hide else {}):
-        models["recurring"] = _spanned(seed, tier, "recurring")
-    models["random"] = _spanned(seed, tier, "random")
+    models = {f"k={k}": _tune(seed, tier, k) for k in TUNED}
+    with runner.patched({"didact.data.spans:cut": _without_copies} if hide else {}):
+        models["recurring"] = _train_on_spans(seed, tier, "recurring")
+    models["random"] = _train_on_spans(seed, tier, "random")
     arms |= {name: measured(model, seed, LENGTH[tier][3]) for name, model in models.items()}
     by_k = [arms[f"k={k}"]["optimality"] for k in TUNED]
     rho = float(stats.spearmanr(TUNED, by_k).statistic) if len(set(by_k)) > 1 else 0.0
@@ -53,26 +53,26 @@ def run(seed: int, tier: runner.Tier, hide: bool = False) -> runner.Measured:
 
 
 def brute_force(seed: int) -> dict[str, float]:
-    """Exact decoding against forced decoding of every span, and against greedy along the passage: a decoder-only
-    model of each sort of position and an encoder-decoder, all random, passages of at most 12 tokens. The largest of:
-    `scores`, the difference of a span's nll; `answer`, by how much forced decoding finds the answer above the least,
-    and `above_greedy` above greedy along the passage (nats); `rows`, decoder rows beside n.
+    """Compare exact decoding with forced decoding of every span, and with greedy decoding along the passage: a
+    decoder-only model for each position encoding and an encoder-decoder, all random, passages of at most 12
+    tokens. Each measure is the maximum (in nats): `scores`, the error of a span's nll; `answer`, by how much the
+    answer's nll exceeds the least, and `above_greedy` greedy's; `rows`, the number of decoder rows against n.
     """
-    draw, words = np.random.default_rng([seed, 12]), facts.vocabulary()
+    rng, words = np.random.default_rng([seed, 12]), facts.vocabulary()
     scores, answer, above, rows = [], [], [], []
     for model, form in _random_models(seed):
         for _ in range(4):
-            text = " ".join(words[i] for i in draw.integers(len(words), size=draw.integers(3, 13)))
-            question = qa_prompts.encode_question(model, form, text, str(draw.choice(facts.KEYS)))
+            text = " ".join(words[i] for i in rng.integers(len(words), size=rng.integers(3, 13)))
+            question = qa_prompts.encode_question(model, form, text, str(rng.choice(facts.KEYS)))
             (table,) = span_scores.score(model, [question], form)
-            (found,) = span_scores.best(question, table, form)
-            assert found.start is not None
-            alone = span_decoders.forced(model, question, form)
-            spans_ = np.isfinite(alone)
-            scores.append(float(np.abs(span_scores.totals(table.nll, table.end)[spans_] - alone[spans_]).max()))
-            given = float(alone[found.start, len(found.tokens) - 1])
-            answer.append(given - float(alone.min()))
-            above.append(given - span_decoders.constrained_greedy(question, table).nll)
+            (best_span,) = span_scores.best(question, table, form)
+            assert best_span.start is not None
+            forced = span_decoders.forced(model, question, form)
+            finite = np.isfinite(forced)
+            scores.append(float(np.abs(span_scores.totals(table.nll, table.end)[finite] - forced[finite]).max()))
+            best_nll = float(forced[best_span.start, len(best_span.tokens) - 1])
+            answer.append(best_nll - float(forced.min()))
+            above.append(best_nll - span_decoders.constrained_greedy(question, table).nll)
             rows.append(abs(table.rows - len(question.passage)))
     return {"scores": max(scores), "answer": max(answer), "above_greedy": max(above), "rows": float(max(rows))}
 
@@ -80,8 +80,8 @@ def brute_force(seed: int) -> dict[str, float]:
 def _random_models(seed: int) -> Iterator[tuple[Model, PromptFormat]]:
     kinds: tuple[Any, ...] = (("llama", "none", 0.2), ("gpt2", "none", 0.2), ("t5", "Ġso", None))
     for arch, bos, spread in kinds:
-        more = {"initializer_range": spread} if spread else {}
-        model = example.blank(arch, d=32, layers=2, heads=4, context=64, seed=seed, **more)
+        weights = {"initializer_range": spread} if spread else {}
+        model = example.blank(arch, d=32, layers=2, heads=4, context=64, seed=seed, **weights)
         yield model, qa_prompts.prompt_format(model, **example.FORM, bos=bos, end="eos")
 
 
@@ -92,11 +92,11 @@ def measured(model: Model, seed: int, asked: int) -> dict[str, float]:
     rows = span_decoders.answer(
         model, pairs, form, ("exact", "greedy", "constrained_greedy"), SearchConfig(max_len=example.LONGEST)
     )
-    found = {name: [spans[0] for spans in column] for name, column in rows.items()}
-    out = {name: m.value for name, m in qa.compare(records, found).items()}
-    both = zip(found["exact"], found["greedy"], strict=True)
-    above = [e.nll - g.nll for e, g in both if g.start is not None and g.text]  # where greedy's is a span
-    lengths = lab.mean(len(s.tokens) for s in found["exact"])
+    answers = {name: [spans[0] for spans in column] for name, column in rows.items()}
+    out = {name: m.value for name, m in qa.compare(records, answers).items()}
+    decoded = zip(answers["exact"], answers["greedy"], strict=True)
+    above = [e.nll - g.nll for e, g in decoded if g.start is not None and g.text]  # where the greedy answer is a span
+    lengths = lab.mean(len(s.tokens) for s in answers["exact"])
     return out | {"gap": out["gain"], "above_greedy": max(above, default=0.0), "exact_length": lengths}
 
 
@@ -106,30 +106,30 @@ def _base(seed: int, tier: runner.Tier) -> Model:
 
 
 @lab.shared
-def _tuned(seed: int, tier: runner.Tier, k: int) -> Model:
-    _, steps, _, asked = LENGTH[tier]
+def _tune(seed: int, tier: runner.Tier, k: int) -> Model:
+    _, steps, _, n_questions = LENGTH[tier]
     if not k:
         return _base(seed, tier)
-    tune, fit = example.world(seed, asked).tune, example.TEACH.replace(lr=1e-3, steps=steps, seed=seed)
+    tune, fit = example.world(seed, n_questions).tune, example.TEACH.replace(lr=1e-3, steps=steps, seed=seed)
     return lab.model_of(exact_extract_tune(_base(seed, tier), tune, examples=k, **example.FORM, fit=fit))
 
 
-def _spanned(seed: int, tier: runner.Tier, select: Any) -> Model:
-    """Trained on spans; kept by what it was trained on, so that a sabotage of the spans trains anew."""
+def _train_on_spans(seed: int, tier: runner.Tier, select: Any) -> Model:
+    """A model trained on spans; the cache key has the training rows, so that a sabotage of the spans trains anew."""
     base, passages = _base(seed, tier), example.world(seed, 1).passages
     rows, _ = span_rows.rss_rows(base, passages, qa_prompts.prompt_format(base, **example.FORM), select, seed=seed)
-    return _on_spans(seed, tier, select, hash(tuple(rows)))
+    return _shared_training(seed, tier, select, hash(tuple(rows)))
 
 
 @lab.shared
-def _on_spans(seed: int, tier: runner.Tier, select: Any, content: int) -> Model:
+def _shared_training(seed: int, tier: runner.Tier, select: Any, content: int) -> Model:
     fit, passages = example.TEACH.replace(steps=LENGTH[tier][2], seed=seed), example.world(seed, 1).passages
     return lab.model_of(exact_extract_rss(_base(seed, tier), passages, select=select, **example.FORM, fit=fit))
 
 
-def _nowhere_else(text: str, span: spans.Span) -> spans.Masked:
-    taken = text[slice(*span)]
-    return spans.Masked(text[: span[0]].replace(taken, "").rstrip(), taken)
+def _without_copies(text: str, span: spans.Span) -> spans.Masked:
+    target = text[slice(*span)]
+    return spans.Masked(text[: span[0]].replace(target, "").rstrip(), target)
 
 
 def _end_left_out(nll: Floats, end: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""What `didact run exact-extract` and its variants use: a language model of passages of facts, and questions."""
+"""The examples of `didact run exact-extract` and its variants: a language model of passages of facts, and questions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds import facts
 
-FORM: dict[str, Any] = {"template": "{context} so {question}"}  # a question is how a sentence of the world begins
+FORM: dict[str, Any] = {"template": "{context} so {question}"}  # a question is the beginning of a sentence of the world
 LONGEST = 8  # tokens of an answer; the longest value has three
 OPTIONS = {**FORM, "search.max_len": LONGEST}
 FIT = {"lr": 1e-3, "steps": 100, "rows": 16}
@@ -22,7 +22,7 @@ TEACH = Fit(lr=2.5e-3, rows=16, micro_tokens=1 << 16, schedule="constant", betas
 
 
 def problem(seed: int) -> Problem:
-    """What is decoded."""
+    """For decoding: a language model and questions."""
     return Problem(model=language_model(seed, STEPS), data={"questions": world(seed, 40).test}, options=OPTIONS)
 
 
@@ -44,7 +44,7 @@ def problem_tune(seed: int) -> Problem:
 
 @lab.shared
 def world(seed: int, asked: int) -> facts.Facts:
-    """Passages, and questions to tune on and to ask."""
+    """Passages, questions to tune on, and as many test questions as `asked`."""
     return facts.facts(seed, passages=1500, test=asked)
 
 
@@ -54,8 +54,8 @@ def blank(arch: build.Arch, **shape: Any) -> Model:
 
 
 def language_model(seed: int, steps: int) -> Model:
-    """A language model of passages of its own, two layers, 0.1M weights. One that begins at the usual 0.02 is flat far
-    longer."""
+    """A language model of other passages, two layers, 0.1M weights. With initial weights of the usual 0.02 its loss
+    stays on a plateau far longer."""
     base = blank("qwen2", d=64, layers=2, heads=2, context=128, seed=seed, initializer_range=0.1)
     end = (int(base.tokenizer.eos_token_id or 0),)
     texts = facts.facts(seed + 500, passages=min(8000, 16 * steps), tune=0, test=0).passages

@@ -1,8 +1,8 @@
-"""Exact-extract's claim on a pre-trained model that was tuned on nothing: SQuAD passages, some drawn for each seed.
+"""Exact-extract's claim on a pre-trained model without tuning: questions about SQuAD passages, sampled for each seed.
 
-Passages of at most `LONGEST` words, so that a seed takes three minutes of one core. An answer ends at a line break:
-this model goes on after its answers, so that with its end token no greedy answer would be a span. On seeds 0 to 2 a
-blank line did not end a greedy answer, and none was a span; mended, the claim is tested on others, from `FRESH` on.
+Passages have at most `LONGEST` words, so that a seed takes three minutes of one core. An answer ends at a line break:
+this model continues after its answers, so with its end token no greedy answer would be a span. On seeds 0 to 2 a fault
+kept a blank line from ending a greedy answer, and none was a span; the claim is tested on other seeds, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from didact.claims import real, runner
 from didact.claims.lab import bound, difference, gate
 from didact.types import QA, Result
 
-ASKED, LONGEST = 16, 100  # questions, words of a passage
-FRESH = 100  # before the first test seed
+ASKED, LONGEST = 16, 100  # questions per seed; most words of a passage
+FRESH = 100  # added to test seeds
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """The method as users run it, on the questions of one draw."""
+    """The method as users run it, on one seed's sample of questions."""
     rows = [
         r for r in real.rows("squad_fewshot.jsonl") if r["split"] == "eval" and len(r["context"].split()) <= LONGEST
     ]

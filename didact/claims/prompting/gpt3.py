@@ -1,7 +1,7 @@
-"""The claim of gpt3: a model infers tasks from demonstrations, more so when it is larger; and the tools are sound.
+"""The claim of gpt3: a model infers tasks from demonstrations, a larger one better; and the tools do what they say.
 
-A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices
-of unequal frequency. C: a quiz planted in the text, audited and removed. D: attention within a band.
+A: nouns translated into a hidden language per class; held-out tasks; two sizes, from `gpt3.pretrain`. B: choices of
+unequal frequency. C: a quiz planted in the training text, audited and removed. D: banded attention.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from didact.models.model import Model
 from didact.types import Demo, Result
 from didact.worlds import tasks
 
-FRESH = 100  # before the first test seed: 0 to 4 were seen while `gpt3.pretrain` kept to its peak rate by a fault
+FRESH = 100  # added to test seeds: 0 to 4 were used while a fault kept `gpt3.pretrain` at its peak rate
 SHOTS = (0, 1, 4, 16)
 SIZES = {  # steps of A, of B and C, of D; held-out tasks of A
     "smoke": (20, 10, 5, 1), "quick": (example.STEPS, 100, 130, 6), "full": (400, 200, 150, 12),
@@ -33,17 +33,17 @@ problem, problem_clean, problem_pretrain = example.problem, example.problem_clea
 
 
 def run(seed: int, tier: str, parts: Sequence[str] = "ABCD", shuffled: bool = False) -> runner.Measured:
-    """One seed of the parts asked for."""
+    """The requested parts on one seed."""
     seed += FRESH
-    steps, facts, band, count = SIZES[tier]
-    ways = {
-        "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, facts),
-        "C": lambda: _contamination(seed, facts), "D": lambda: _bands(seed, band),
+    steps, short_steps, band_steps, count = SIZES[tier]
+    experiments = {
+        "A": lambda: _in_context(seed, steps, count, shuffled), "B": lambda: _scoring(seed, short_steps),
+        "C": lambda: _contamination(seed, short_steps), "D": lambda: _bands(seed, band_steps),
     }  # fmt: skip
-    # Competence, by what no part and no sabotage touches: the model has learnt the words it is asked for.
-    arms = {"reader": {"named": _named(example.translator(seed, steps, 64), seed)}}
+    # Competence, on what no part and no sabotage touches: the model has learnt the words of the named tasks.
+    arms = {"reader": {"named": _on_named(example.translator(seed, steps, 64), seed)}}
     for part in parts:
-        arms |= ways[part]()
+        arms |= experiments[part]()
     return arms
 
 
@@ -53,40 +53,40 @@ def _in_context(seed: int, steps: int, count: int, shuffled: bool) -> dict[str, 
     sets, out = world.unseen(seed, count), {}
     for name, width in (("large", 64),) if shuffled else (("large", 64), ("small", 12)):
         model = example.translator(seed, steps, width)
-        found = [_asked(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
-        k = [lab.mean(f.metrics[f"accuracy_{s}_shot"].after for f in found) for s in SHOTS]
-        out[name] = {f"k{s}": value for s, value in zip(SHOTS, k, strict=True)} | {"gain": k[-1] - k[0]}
-        out[name] |= {"above_bayes": k[1] - world.bayes(1), "k0_less_chance": k[0] - world.bayes(0)}
+        runs = [_apply(model, items, tasks.shuffled(items, seed) if shuffled else None, seed=seed) for items in sets]
+        acc = [lab.mean(r.metrics[f"accuracy_{s}_shot"].after for r in runs) for s in SHOTS]
+        out[name] = {f"k{s}": value for s, value in zip(SHOTS, acc, strict=True)} | {"gain": acc[-1] - acc[0]}
+        out[name] |= {"above_bayes": acc[1] - world.bayes(1), "k0_less_chance": acc[0] - world.bayes(0)}
         if not shuffled:
-            out[name] |= {"described": _named(model, seed), "undescribed": _named(model, seed, described=False)}
+            out[name] |= {"described": _on_named(model, seed), "undescribed": _on_named(model, seed, described=False)}
     return out
 
 
-def _named(model: Model, seed: int, described: bool = True) -> float:
+def _on_named(model: Model, seed: int, described: bool = True) -> float:
     """Accuracy on the named tasks without demonstrations, with or without their description."""
     sets = tasks.Languages(seed=seed).named_items(seed).items()
-    found = [_asked(model, items, shots=(0,), description=text if described else "") for text, items in sets]
-    return lab.mean(f.metrics["accuracy"].after for f in found)
+    runs = [_apply(model, items, shots=(0,), description=text if described else "") for text, items in sets]
+    return lab.mean(r.metrics["accuracy"].after for r in runs)
 
 
-def _asked(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
-    """The method on one task; demonstrations are the other items unless they are given."""
+def _apply(model: Model, items: list[Demo], train: list[Demo] | None = None, **options: Any) -> Result:
+    """The method on one task; demonstrations are the other items unless `train` is given."""
     return prompting.gpt3(model, items, train, **({"shots": SHOTS, "separator": "\n"} | options))
 
 
 def _scoring(seed: int, steps: int) -> dict[str, dict[str, float]]:
-    """B: accuracy of two rules where one choice is frequent, and where all are alike."""
+    """B: accuracy of two scoring rules where one choice is frequent, and where all are equally frequent."""
     out, fit = {}, example.TEACH.replace(steps=steps, rows=64, seed=seed)
-    for name, base in (("skewed", (0.7, 0.1, 0.1, 0.1)), ("even", (0.25, 0.25, 0.25, 0.25))):
-        world = tasks.Frequencies(base=base, seed=seed)
+    for name, frequencies in (("skewed", (0.7, 0.1, 0.1, 0.1)), ("even", (0.25, 0.25, 0.25, 0.25))):
+        world = tasks.Frequencies(base=frequencies, seed=seed)
         model = example.reader(world.corpus(seed, min(4_000, 64 * steps)), 32, 2, 420, 32, fit)
         result = prompting.gpt3(model, world.items(), shots=(0,), answer_context=tasks.NEUTRAL)
-        out[name] = {rule: of["estimate"] for rule, of in result.findings["rules"].items()}
+        out[name] = {rule: accuracy["estimate"] for rule, accuracy in result.findings["rules"].items()}
     return out
 
 
 def _contamination(seed: int, steps: int) -> dict[str, dict[str, float]]:
-    """C: what the audit finds, and how much better planted items are answered before and after their removal."""
+    """C: the audit's errors, and how much better planted items are answered before and after their removal."""
     items, corpus, planted = tasks.quiz(seed)
     cleaned: list[Any] = prompting.gpt3_clean(corpus, items, window=40, shortest=40).records or []
     dirty, out, fit = np.array(planted), {}, example.TEACH.replace(steps=steps, rows=10, seed=seed)
@@ -96,13 +96,13 @@ def _contamination(seed: int, steps: int) -> dict[str, dict[str, float]]:
         right = np.array([float(e["right"]) for e in extra])
         out[name] = {"gap": float(right[dirty].mean() - right[~dirty].mean()), "clean": float(right[~dirty].mean())}
         out[name]["errors"] = float(sum(bool(e["clean"]) == p for e, p in zip(extra, planted, strict=True)))
-    left = prompting.gpt3(model, items, corpus=cleaned, shots=(0,)).findings["contamination"]["dirty"]
-    out["cleaned"]["left"] = float(left)
+    dirty_left = prompting.gpt3(model, items, corpus=cleaned, shots=(0,)).findings["contamination"]["dirty"]
+    out["cleaned"]["left"] = float(dirty_left)
     return out
 
 
 def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
-    """D: validation loss where a word depends on a name before it: dense, a band that spans both, one that does not."""
+    """D: validation loss where a word depends on an earlier name: dense, a band that spans both, one that does not."""
     start = lab.blank("llama", ["a"], 259, d=32, layers=2, heads=2, context=64, tied=False, seed=seed)
     train, held = tasks.notes(seed, 1, 1024), tasks.notes(seed, 2, 64)
     models = {
@@ -116,21 +116,21 @@ def _bands(seed: int, steps: int) -> dict[str, dict[str, float]]:
         out[name] = {"loss": float(-total.sum() / count.sum())}
     ids = torch.tensor([held[0].completion])
     with torch.no_grad():
-        off = banded.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
-    out["wide"]["error_at_full_width"] = float(off.abs().max())
+        error = banded.banded(start, len(ids[0]), "all").module(ids).logits - start.module(ids).logits
+    out["wide"]["error_at_full_width"] = float(error.abs().max())
     return out
 
 
 class Leaky(demonstrations.Sampler):
-    """Sabotage: the query stands first among its own demonstrations."""
+    """Sabotage: the query is the first of its own demonstrations."""
 
     def __call__(self, item: Demo, index: int, draw: int = 0) -> list[int]:
-        """Its own position, then what would have been drawn."""
+        """The item's own position, then those that would have been drawn."""
         return (self.where.get(demonstrations.key(item), [])[:1] + super().__call__(item, index, draw))[: self.most]
 
 
 def _causal(queries: int, keys: int, width: int, device: Any = None) -> torch.Tensor:
-    """The band sees everything before it."""
+    """Sabotage: a causal mask without a band."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 

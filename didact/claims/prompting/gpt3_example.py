@@ -1,4 +1,4 @@
-"""What `didact run gpt3` and its variants use: a model that infers languages, a planted quiz, and text to train on."""
+"""The examples of `didact run gpt3` and its variants: a model that infers languages, a planted quiz, training text."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from didact.types import Fit, Text
 from didact.worlds import tasks
 
 STEPS = 220
-WINDOW = 104  # tokens: twice an episode
+WINDOW = 104  # tokens: two episodes
 TEACH = Fit(lr=1e-2, schedule="cosine", betas=(0.9, 0.95), weight_decay=0.1, micro_tokens=1 << 16)
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of one layer, and a task it never saw: 18 nouns to translate, each shown the others."""
+    """A Llama of one layer, and a held-out task: 18 nouns to translate, each with the others as demonstrations."""
     unseen = tasks.Languages(seed=seed).unseen(seed, 1)[0]
     return Problem(model=translator(seed, STEPS, 64), data={"test": unseen}, options={"separator": "\n", "draws": 5})
 
 
 def problem_clean(seed: int) -> Problem:
-    """A quiz of which a third stands in the text; the documents are too short for the paper's 200 characters."""
+    """A quiz, a third of which is planted in the text; documents are too short for the paper's 200 characters."""
     items, corpus, _ = tasks.quiz(seed)
     return Problem(data={"corpus": corpus, "test": items}, options={"window": 40, "shortest": 40})
 
 
 def problem_pretrain(seed: int) -> Problem:
-    """Episodes of translated nouns, and a shape that reads them in some seconds; the batch grows from 2 rows to 16."""
+    """Episodes of translated nouns, and a model shape that trains in seconds; the batch grows from 2 rows to 16."""
     shape = {"layers": 2, "d": 64, "heads": 4, "context": 64, "band": 16, "vocabulary": 500, "first_tokens": 128}
     return Problem(
         data={"corpus": tasks.Languages(seed=seed).corpus(seed, 500, shots=17)},
@@ -43,9 +43,9 @@ def problem_pretrain(seed: int) -> Problem:
 
 
 def translator(seed: int, steps: int, width: int) -> Model:
-    """A Llama of one layer, pre-trained by `gpt3.pretrain` on windows of about two episodes, which begin anywhere.
+    """A Llama of one layer, pre-trained by `gpt3.pretrain` on windows of about two episodes, cut anywhere.
 
-    The paper's warm-up would be over in a fifth of a step; here it takes the first twelfth of them.
+    The paper's warm-up would end within a fifth of a step; here it takes the first twelfth of the steps.
     """
     texts = tasks.Languages(seed=seed).corpus(seed, min(2_000, 32 * steps), shots=17)
     base = _blank(texts, width, max(1, width // 16), 700, 128, seed)
@@ -58,10 +58,10 @@ def translator(seed: int, steps: int, width: int) -> Model:
 
 
 def reader(texts: Sequence[Text], width: int, heads: int, vocabulary: int, context: int, fit: Fit) -> Model:
-    """A Llama of one layer trained on documents, each a row. Kept: sabotages of the evaluation need no other model."""
+    """A Llama of one layer trained on documents, one a row. Cached: sabotages of the evaluation reuse it."""
     base = _blank(texts, width, heads, vocabulary, context, fit.seed)
     ids = [tuple(base.tokenizer(t.text)["input_ids"]) for t in texts]
-    rows = [TokenizedExample(i[:1], i[1:]) for i in ids]
+    rows = [TokenizedExample(row[:1], row[1:]) for row in ids]
     return lab.kept(lambda: lab.pretrained(base, rows, fit, "text"), *lab.identity(base), rows, fit)
 
 

@@ -1,9 +1,9 @@
-"""GPT-3's claim on a pre-trained model: English words put into German, told from K demonstrations.
+"""GPT-3's claim on a pre-trained model: English words translated into German after K demonstrations.
 
-Each seed draws its own words of the thousand most frequent in a bilingual dictionary (XLING); a word's every
-translation there is right. On the tuning seed (1000) rarer words were known in one case of eight, whatever was shown.
-Beside it, reported, the topic of messages to a bank (banking77), where demonstrations did not help on that seed (.67
-with none, .48 with 12): labels that are long and alike are told better by themselves.
+Each seed samples its words from the thousand most frequent in a bilingual dictionary (XLING); any translation listed
+there is right. On the tuning seed (1000) one in eight rarer words was known, whatever the demonstrations. Also
+reported: the topics of messages to a bank (banking77), where demonstrations did not help on that seed (.67 with none,
+.48 with 12); its labels are long and similar.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from didact.claims.lab import difference, gate
 from didact.claims.prompting import messages
 from didact.types import Demo
 
-WORDS, POOL, FREQUENT = 60, 400, 1000  # asked, drawn from, and of which all are
+WORDS, POOL, FREQUENT = 60, 400, 1000  # test words; words for demonstrations; both among the most frequent
 SHOTS = (0, 1, 4, 8)
-INTENTS, ASKED, SHOWN = 6, 8, 20  # of banking77: a draw's intents; messages asked, and shown, of each
+INTENTS, ASKED, SHOWN = 6, 8, 20  # of banking77: intents per seed; test messages, and example messages, of each
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Accuracy at every K of one draw."""
+    """Accuracy at every K on one seed's words and messages; also after demonstrations with shuffled translations."""
     words = _words(seed)
-    wrong = [demo.completion for demo in words[WORDS:]]
-    random.Random(seed).shuffle(wrong)
-    dealt = [Demo(prompt=d.prompt, completion=other) for d, other in zip(words[WORDS:], wrong, strict=True)]
-    asked, shown = messages.drawn(seed, INTENTS, ASKED, SHOWN)
+    translations = [demo.completion for demo in words[WORDS:]]
+    random.Random(seed).shuffle(translations)
+    mismatched = [Demo(prompt=d.prompt, completion=text) for d, text in zip(words[WORDS:], translations, strict=True)]
+    questions, examples = messages.drawn(seed, INTENTS, ASKED, SHOWN)
     return {
         "words": _accuracy(words[:WORDS], words[WORDS:], SHOTS, seed),
-        "words dealt anew": _accuracy(words[:WORDS], dealt, SHOTS[-1:], seed),
-        "messages": _accuracy(asked, shown, (0, 12), seed),
+        "words dealt anew": _accuracy(words[:WORDS], mismatched, SHOTS[-1:], seed),
+        "messages": _accuracy(questions, examples, (0, 12), seed),
     }
 
 
 def _words(seed: int) -> list[Demo]:
-    """Words to ask, then words to show, none of them twice."""
+    """Test words, then words for demonstrations, all different."""
     german: dict[str, list[str]] = defaultdict(list)
     for row in real.rows("xling_bli/yacle.train.freq.5k.en-de.tsv"):
         german[row["source"]].append(row["target"])
@@ -51,8 +51,8 @@ def _accuracy(asked: Sequence[Demo], shown: Sequence[Demo], shots: Sequence[int]
         real.model(), asked, shown, shots=tuple(shots), metric="normalised", beams=1, max_new_tokens=8, seed=seed,
         separator="\n",
     )  # fmt: skip
-    found = {k: result.metrics.get(f"accuracy_{k}_shot", result.metrics["accuracy"]).after for k in shots}
-    return {f"k{k}": value for k, value in found.items()}
+    accuracies = {k: result.metrics.get(f"accuracy_{k}_shot", result.metrics["accuracy"]).after for k in shots}
+    return {f"k{k}": value for k, value in accuracies.items()}
 
 
 CLAIM = runner.Claim(

@@ -1,7 +1,7 @@
-"""Internet-augmented's claim on a pre-trained model: SQuAD questions, looked up among the articles of wikitext-2.
+"""Internet-augmented's claim on a pre-trained model: SQuAD questions, with passages retrieved from wikitext-2.
 
 The index holds the validation part of wikitext-2, and the short passages that SQuAD's questions were written on; each
-seed draws its own questions. The model is shown two others. What a search engine adds or spoils stays outside.
+seed samples its own questions. The prompt has two others as demonstrations. Search engines are not tested.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from didact.claims.lab import difference, gate
 from didact.infer.ask import Asking
 from didact.types import Demo, Passage
 
-ASKED, LONGEST = 8, 90  # questions of a draw, words of a passage
+ASKED, LONGEST = 8, 90  # questions per seed; most words of a passage
 HOW: dict[str, Any] = {
     "paragraphs": 3, "sentences": 4, "samples": 1, "shots": 2, "asking": Asking(max_new_tokens=12, tries=1),
 }  # fmt: skip
@@ -25,15 +25,15 @@ Search = Callable[[Sequence[str], int], list[list[Passage]]]
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Exact match by rule, without passages, and beside the passage that tells alone."""
+    """Exact match by rule, without passages, and with the gold passage alone."""
     rows = [r for r in real.rows("squad_fewshot.jsonl") if len(r["context"].split()) <= LONGEST]
     drawn = [_item(r) for r in random.Random(seed).sample(rows, ASKED + HOW["shots"])]
     items, demos = drawn[:ASKED], drawn[ASKED:]
     articles = [Passage(text=r["text"]) for r in real.rows("wikitext2/valid.txt") if not r["text"].startswith("=")]
     library = [*articles, *(Passage(text=text) for text in dict.fromkeys(r["context"] for r in rows))]
-    found = _match(items, demos, seed, passages=library)
-    gold = _match(items, demos, seed, search=_giving(items), rule="direct", closed_book=False)
-    arms = {name.replace("-", "_"): {"match": found.get(name, 0.0)} for name in RULES}  # none answered, none right
+    match = _match(items, demos, seed, passages=library)
+    gold = _match(items, demos, seed, search=_search_gold(items), rule="direct", closed_book=False)
+    arms = {name.replace("-", "_"): {"match": match.get(name, 0.0)} for name in RULES}  # without answers: 0
     return arms | {"gold": {"match": gold.get("direct", 0.0)}}
 
 
@@ -41,10 +41,10 @@ def _item(row: dict[str, Any]) -> Demo:
     return Demo(prompt=row["question"], completion=row["answers"][0], answers=row["answers"], context=row["context"])
 
 
-def _giving(items: Sequence[Demo]) -> Search:
-    """A search that finds the passage a question was written on."""
-    told = {item.prompt: [Passage(text=str(item.context))] for item in items}
-    return lambda questions, most: [told[q] for q in questions]
+def _search_gold(items: Sequence[Demo]) -> Search:
+    """A search that returns the passage a question was written on."""
+    gold = {item.prompt: [Passage(text=str(item.context))] for item in items}
+    return lambda questions, k: [gold[q] for q in questions]
 
 
 def _match(items: list[Demo], demos: list[Demo], seed: int, **where: Any) -> dict[str, float]:

@@ -1,15 +1,14 @@
-"""LLAMBO's claim with a small model that knows a family of tuning problems: what a model knows beforehand helps most
-when little has been tried.
+"""LLAMBO's claim with a small model that knows a family of tuning problems: prior knowledge helps most early on.
 
-What a pretrained model knows of real tasks cannot be had at this size. A model reads histories of three cards' tasks
-(configurations with scores, and the other way round), and is then used through LLAMBO's text alone on new tasks near
-their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches begin with the same five random trials;
-Optuna's TPE and Gaussian process know nothing. The control is a family of tasks whose optimum no card says.
+A pretrained model's knowledge of real tasks is out of reach at this size. A model is trained on histories of tasks
+with cards (configurations with scores, and the reverse), and is then used through LLAMBO's prompts alone on new
+tasks near their cards: a 16 x 16 grid, scores from 0 to 99 with noise. All searches start from the same five random
+trials; Optuna's TPE and Gaussian process have no prior knowledge. The control is tasks whose optimum no card tells.
 
-One model reads for all seeds of a hundred, which draw tasks: intervals are over tasks, not over models. On seeds 0
-to 4 it was another, a model a seed, with eight cards anywhere and a third of the steps, which began as well with
-another card: it had learnt none. Cards became four, a quarter of the grid each, on seeds 1000 and 1001, and the claim
-is tested on fresh seeds, from `FRESH` on.
+One model serves every hundred seeds, which sample tasks: intervals are over tasks, not over models. An earlier design
+on seeds 0 to 4 had a model per seed, eight cards anywhere and a third of the steps, and began as well with another
+card: it had learnt none. On seeds 1000 and 1001 this became four cards, a quarter of the grid each, and the claim is
+tested on fresh seeds, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -42,67 +41,67 @@ STEPS = {"smoke": 5, "quick": 1200, "full": 3000}
 TASKS = {"smoke": 1, "quick": 10, "full": 20}
 TRIALS = {"smoke": 6, "quick": 12, "full": 25}
 START = 5
-SEEN = 5  # trials a surrogate knows
+SEEN = 5  # trials a surrogate is given
 PARTS = ("warm", "surrogate", "search")
 SPACE = spaces.space_of(example.SPACE)
 
 
 def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, turn: int = 0) -> runner.Measured:
-    """The three parts on one seed's tasks; `turn` gives every task another card than its own."""
+    """The three parts on one seed's tasks; a `turn` of more than 0 gives every task the wrong card."""
     seed += FRESH
     family, rng = Bowls(seed // 100, CARDS, apart=True), np.random.default_rng([seed, 53])
     lm = language_models.of(example.reader(family, STEPS[tier]))
     tasks = [family.task(rng) for _ in range(TASKS[tier])]
-    away = [family.task(rng, away=True) for _ in range(TASKS[tier])]
+    far_tasks = [family.task(rng, away=True) for _ in range(TASKS[tier])]
     out: dict[str, dict[str, float]] = {}
 
     def card(task: Bowl) -> Card:
         return example.card_of((task.card + turn) % CARDS)
 
     if "warm" in parts:
-        for name, some, told in (("card", tasks, card), ("no_card", tasks, _nothing), ("away", away, card)):
-            out[name] = {"begun": lab.mean(_lost(t, _warm(lm, told(t), n)) for n, t in enumerate(some))}
-        draws = [_lost(t, family.configs(rng, START)) for t in tasks for _ in range(20)]
+        for name, group, card_for in (("card", tasks, card), ("no_card", tasks, _no_card), ("away", far_tasks, card)):
+            out[name] = {"begun": lab.mean(_regret(t, _warm_start(lm, card_for(t), n)) for n, t in enumerate(group))}
+        draws = [_regret(t, family.configs(rng, START)) for t in tasks for _ in range(20)]
         out["chance"] = {"begun": lab.mean(draws)}
         for name, design in (("sobol", qmc.Sobol), ("latin", qmc.LatinHypercube)):
-            spread = [_spread(design, [seed, n, k]) for n in range(len(tasks)) for k in range(20)]
-            out[name] = {"begun": lab.mean(_lost(tasks[i // 20], some) for i, some in enumerate(spread))}
+            designs = [_design_points(design, [seed, n, k]) for n in range(len(tasks)) for k in range(20)]
+            out[name] = {"begun": lab.mean(_regret(tasks[i // 20], configs) for i, configs in enumerate(designs))}
     if "surrogate" in parts:
-        found = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
-        for arm in found[0]:
-            out.setdefault(arm, {}).update({k: lab.mean(f[arm][k] for f in found) for k in found[0][arm]})
+        surrogates = [_surrogates(lm, family, t, card(t), seed + n) for n, t in enumerate(tasks)]
+        for arm in surrogates[0]:
+            out.setdefault(arm, {}).update({k: lab.mean(s[arm][k] for s in surrogates) for k in surrogates[0][arm]})
     if "search" in parts:
         for n, task in enumerate(tasks):
-            for arm, lost in _searches(lm, family, task, card(task), seed + 100 * n, TRIALS[tier]).items():
-                out.setdefault(arm, {})["found"] = out.get(arm, {}).get("found", 0.0) + lost / len(tasks)
-    if parts == PARTS:  # what the model knows, told the truth
+            for arm, regret in _all_searches(lm, family, task, card(task), seed + 100 * n, TRIALS[tier]).items():
+                out.setdefault(arm, {})["found"] = out.get(arm, {}).get("found", 0.0) + regret / len(tasks)
+    if parts == PARTS:  # for the gates: the model with the right cards
         out["known"] = {"begun": out["card"]["begun"], "order": out["surrogate"]["order"]}
     return out
 
 
-def _nothing(task: Bowl) -> Card:
+def _no_card(task: Bowl) -> Card:
     return example.card_of(None)
 
 
-def _lost(task: Bowl, configs: Any) -> float:
-    """What the best of some configurations lacks, in hundredths of the scale."""
+def _regret(task: Bowl, configs: Any) -> float:
+    """Simple regret: points by which the best configuration falls short of the optimum, on a scale of 0 to 99."""
     return bowls.TOP - max([task.value(c) for c in configs], default=0.0)
 
 
-def _spread(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
-    """As many configurations of a design that fills the space evenly."""
+def _design_points(design: Any, seed: Sequence[int]) -> list[dict[str, int]]:
+    """As many configurations as a warm start has, from a space-filling design."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Sobol's balance wants a power of two, and a warm start has five
         points = design(2, rng=np.random.default_rng(seed)).random(START)
     return [{"a": int(a), "b": int(b)} for a, b in points * bowls.SIDE]
 
 
-def _warm(lm: LM, card: Card, seed: int) -> list[dict[str, Any]]:
+def _warm_start(lm: LM, card: Card, seed: int) -> list[dict[str, Any]]:
     return tuning.warm_start(Asker(lm, example.ASKING, seed), Words(SPACE, card), START)
 
 
 def _surrogates(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int) -> dict[str, dict[str, float]]:
-    """How well scores of unseen configurations are told after a few: rank correlation and error, with a GP's."""
+    """Quality of predicted scores of unseen configurations after a few trials, of the surrogate and of a GP."""
     rng = np.random.default_rng([seed, 59])
     configs = family.configs(rng, SEEN + 20)
     scores = [task.score(c, rng) for c in configs[:SEEN]]
@@ -116,32 +115,32 @@ def _surrogates(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int) -> dic
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0).fit(points[:SEEN], scores)
     gp_mean, gp_std = process.predict(points[SEEN:], return_std=True)
     return {
-        "surrogate": _told(np.nan_to_num(mean), std, true), "process": _told(gp_mean, gp_std, true),
+        "surrogate": _quality(np.nan_to_num(mean), std, true), "process": _quality(gp_mean, gp_std, true),
     }  # fmt: skip
 
 
-def _told(mean: Any, std: Any, true: Any) -> dict[str, float]:
+def _quality(mean: Any, std: Any, true: Any) -> dict[str, float]:
     order = stats.spearmanr(mean, true).statistic if np.ptp(mean) else 0.0
     return {"order": float(order)} | tuning.calibration(mean, std, true)
 
 
-def _searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, trials: int) -> dict[str, float]:
-    """What each search has not found after all trials, the first five of which are the same."""
+def _all_searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, trials: int) -> dict[str, float]:
+    """The regret of each search after all trials, the first five of which are the same."""
     rng = np.random.default_rng([seed, 61])
     first = [dict(c) for c in family.configs(rng, START)]
     first_scores = [float(task.score(c, rng)) for c in first]
-    known = list(zip(first, first_scores, strict=True))
-    how = {"card": card, "how": example.SEARCH, "asking": example.ASKING, "seed": seed}
-    studies = {"llambo": sampler.begun(lm, SPACE, known, False, **how)[0]}
+    initial = list(zip(first, first_scores, strict=True))
+    options = {"card": card, "how": example.SEARCH, "asking": example.ASKING, "seed": seed}
+    studies = {"llambo": sampler.begun(lm, SPACE, initial, False, **options)[0]}
     for name in ("random", "tpe", "gp"):
-        studies[name] = sampler.rival(name, SPACE, known, False, START, seed)
-    return {name: _searched(study, first, task, seed, trials) for name, study in studies.items()}
+        studies[name] = sampler.rival(name, SPACE, initial, False, START, seed)
+    return {name: _search(study, first, task, seed, trials) for name, study in studies.items()}
 
 
-def _searched(study: Any, first: Any, task: Bowl, seed: int, trials: int) -> float:
-    luck = np.random.default_rng([seed, 67])
-    tried = [sampler.tried(study, SPACE, lambda c: float(task.score(c, luck)))[1] for _ in range(trials - START)]
-    return _lost(task, [*first, *tried])
+def _search(study: Any, first: Any, task: Bowl, seed: int, trials: int) -> float:
+    rng = np.random.default_rng([seed, 67])
+    configs = [sampler.tried(study, SPACE, lambda c: float(task.score(c, rng)))[1] for _ in range(trials - START)]
+    return _regret(task, [*first, *configs])
 
 
 LOST, OF_LOST, ORDER = "points of 99 below the best", "ratio of points lost", "rank correlation"
@@ -152,7 +151,7 @@ def _backwards(mean: Any, std: Any, best: float, lower: bool = False, right: Any
     return -right(mean, std, best, lower)
 
 
-def _unwished(history: Any, alpha: float) -> float:
+def _worst_score(history: Any, alpha: float) -> float:
     return float(min(history.shown))
 
 
@@ -190,7 +189,7 @@ CLAIM = runner.Claim(
                         options={"turn": 1, "parts": ("surrogate",)}),
         runner.Sabotage("the least improvement", FINDS, "llambo.found",
                         {"didact.infer.tuning:expected_improvement": _backwards,
-                         "didact.infer.tuning:wished": _unwished},
+                         "didact.infer.tuning:wished": _worst_score},
                         {"parts": ("search",)}),
     ),
 )  # fmt: skip

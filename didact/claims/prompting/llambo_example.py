@@ -1,4 +1,4 @@
-"""What `didact run llambo` uses: a small model that has read histories of a family of tuning problems."""
+"""The example of `didact run llambo`: a small model trained on histories of a family of tuning problems."""
 
 from __future__ import annotations
 
@@ -20,49 +20,49 @@ from didact.worlds.bowls import Bowl, Bowls
 SPACE = json.dumps({name: {"type": "int", "low": 0, "high": bowls.SIDE - 1} for name in "ab"})
 SEARCH = Search(candidates=6, templates=1, gens=4, scores="raw")
 ASKING = Asking(max_new_tokens=8, tries=1)
-LENGTHS = (3, 11)  # trials of a history that is read
-GOOD = 85  # score of what a card is said to be good with
+LENGTHS = (3, 11)  # trials of a training history
+GOOD = 85  # least score of a configuration listed as good for a card
 FIT = Fit(lr=3e-3, rows=32, schedule="cosine", warmup_steps=20, betas=(0.9, 0.98))
 
 
 def card_of(card: int | None) -> Card:
-    """A card in a word; None says nothing."""
+    """A card named by one word; None gives an empty card."""
     return Card(task="" if card is None else f"c{card}", context="none" if card is None else "full", style="bare")
 
 
 def text(bowl: Bowl, family: Bowls, rng: np.random.Generator) -> str:
-    """What is read of a task: scores of configurations, configurations of scores, or good ones; half with the card."""
+    """A training text of a task: scores by configuration, the reverse, or good configurations; 70 % with the card."""
     words = Words(spaces.space_of(SPACE), card_of(bowl.card if rng.random() < 0.7 else None))
     kind = rng.integers(5)
     if kind == 0:
-        good = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
-        return words.about() + "".join(f" {words.config(c)}\n" for c in good)
-    tried = family.configs(rng, int(rng.integers(*LENGTHS)))
-    tried += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
-    lines = [(words.config(tried[i]), bowl.score(tried[i], rng)) for i in rng.permutation(len(tried))]
+        good_configs = [c for c in family.configs(rng, 300) if bowl.value(c) >= GOOD][:4]
+        return words.about() + "".join(f" {words.config(c)}\n" for c in good_configs)
+    configs = family.configs(rng, int(rng.integers(*LENGTHS)))
+    configs += [c for c in family.configs(rng, 60) if bowl.value(c) >= GOOD - 25][: 2 * (kind == 4)]
+    lines = [(words.config(configs[i]), bowl.score(configs[i], rng)) for i in rng.permutation(len(configs))]
     if kind >= 3:
         return words.about() + "".join(f"{s} < {c}\n" for c, s in lines)
     return words.about() + "".join(f"{c} > {s}\n" for c, s in lines)
 
 
 def reader(family: Bowls, steps: int, most: int = 10_000) -> Model:
-    """A model of 0.1M weights that read so many steps of `most` histories of a family."""
+    """A model of 0.1M weights trained for `steps` on at most `most` histories of a family."""
     seed, rng = family.seed, np.random.default_rng([family.seed, 43])
     texts = [text(family.task(rng), family, rng) for _ in range(min(most, steps * FIT.rows))]
     numbers = [" ".join(map(str, range(100)))] * 200
     base = lab.blank("llama", numbers + texts[:400], 560, d=64, layers=2, heads=4, context=192, seed=seed,
                      initializer_range=0.05)  # fmt: skip
 
-    def read() -> Model:
+    def train() -> Model:
         tokens = [encode.prompt_ids(base.tokenizer, t, base.kind) for t in texts]
         rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
         return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
 
-    return lab.kept(read, "llambo", family, steps, most)
+    return lab.kept(train, "llambo", family, steps, most)
 
 
 def objective(config: dict[str, int]) -> float:
-    """The embedded example's task, of the family of seed 0."""
+    """The example's task, of the family of seed 0."""
     return _task().value(config)
 
 
@@ -71,8 +71,8 @@ def _task() -> Bowl:
 
 
 def problem(seed: int) -> Problem:
-    """A task of a family whose cards the model knows, in eight trials, beside searches that know nothing (of six such
-    tasks it found more than both in four)."""
+    """A task of a family whose cards the model knows, eight trials, against searches without prior knowledge (it found
+    better configurations than both on four of six such tasks)."""
     options = {
         "space": SPACE, "objective": f"{__name__}:objective", "trials": 8, "against": ("random", "tpe"),
         "card.task": card_of(_task().card).task, "card.style": "bare", "search.scores": "raw",

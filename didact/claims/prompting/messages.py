@@ -9,17 +9,17 @@ from didact.types import Demo
 
 
 def drawn(seed: int, intents: int, asked: int, shown: int) -> tuple[list[Demo], list[Demo]]:
-    """Messages to ask (of the test file) and to show (of the training file), so many of each of the same intents."""
-    draw = random.Random(seed)
+    """Test messages (of the test file) and examples (of the training file), `asked` and `shown` of each intent."""
+    rng = random.Random(seed)
     test, train = real.rows("banking77/test.csv"), real.rows("banking77/train.csv")
-    some = draw.sample(sorted({row["category"] for row in test}), intents)
-    named = {intent: intent.replace("_", " ").rstrip("?") for intent in some}
-    first, second = (
+    chosen = rng.sample(sorted({row["category"] for row in test}), intents)
+    labels = {intent: intent.replace("_", " ").rstrip("?") for intent in chosen}
+    questions, examples = (
         [
-            Demo(prompt=f"Message: {row['text'].strip()}\nTopic:", completion=name, choices=list(named.values()))
-            for intent, name in named.items()
-            for row in draw.sample([r for r in rows if r["category"] == intent], count)
+            Demo(prompt=f"Message: {row['text'].strip()}\nTopic:", completion=name, choices=list(labels.values()))
+            for intent, name in labels.items()
+            for row in rng.sample([r for r in rows if r["category"] == intent], count)
         ]
         for rows, count in ((test, asked), (train, shown))
     )
-    return first, second
+    return questions, examples

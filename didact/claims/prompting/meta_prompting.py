@@ -1,14 +1,14 @@
-"""Meta-prompting's claim with a conductor that was taught the protocol: fresh experts and a tool beat answering alone.
+"""Meta-prompting's claim with a conductor trained on the protocol: fresh experts and a tool beat answering alone.
 
-The paper's models follow an instruction for any task; a small one cannot, so ours (0.1M weights) was taught every form
-of chains of arithmetic modulo 5: answering at once, in steps, as conductor and as expert, all in one mixture. What is
-tested is the scaffold with the same weights: what experts see, what comes back, and what it costs. Rate, steps and
-mixture were sought on seeds 1000 and 1001. Outside it stays whether an instruction alone makes a conductor; and whether
-one beats steps in one context, which here is a matter of what was taught more (with four times as many of the chains in
-steps a model had .93 in steps and .33 as a conductor): that is reported and decides nothing.
+The paper's models follow an instruction for any task; a small one cannot, so ours (0.1M weights) was trained on chains
+of arithmetic modulo 5 in every form: direct answers, steps, conductor and expert, in one mixture. The test is of the
+scaffold with the same weights: what experts see, what is returned, and what it costs. Rate, steps and mixture were
+tuned on seeds 1000 and 1001. Not tested: whether an instruction alone makes a conductor. Whether a conductor beats
+steps in one context here depends on the mixture (with four times as many chains in steps a model had .93 in steps and
+.33 as a conductor): that is reported and decides nothing.
 
-A check is an operation after somebody's answer, which in training was right nine times of ten; all answers checked
-here are wrong. Programs run in the sandbox where there is one: they are of a model that was just made here.
+A verification is an operation after a proposed answer, which in training was right nine times in ten; all proposed
+answers here are wrong. Programs run in the sandbox where there is one: a model trained just now wrote them.
 """
 
 from __future__ import annotations
@@ -28,92 +28,92 @@ from didact.worlds import conducted
 
 STEPS = {"smoke": 10, "quick": example.STEPS, "full": 2 * example.STEPS}
 ASKED = {"smoke": 8, "quick": 100, "full": 300}  # chains of three operations
-RUN = {"smoke": 1, "quick": 6, "full": 30}  # of them by programs
+RUN = {"smoke": 1, "quick": 6, "full": 30}  # of those, answered by programs
 ARMS: dict[str, dict[str, Any]] = {
     "direct": {"scaffold": "standard"}, "steps": {"scaffold": "steps"}, "meta": {},
     "verified": {"rules.verify": True}, "votes": {"scaffold": "self-consistency"},
     "python": {"rules.python": True, "allow_code": True},
 }  # fmt: skip
-LONGER = 4  # operations: more than any chain that was taught
+LONGER = 4  # operations: more than in any training chain
 
 problem = example.problem
 
 
 class Counted(Local):
-    """A model that counts what it says."""
+    """A model that counts the tokens it generates."""
 
     said = 0
 
     def generate(self, prompts: Sequence[str], *args: Any, **how: Any) -> list[list[str]]:
-        """As it does, with the tokens added up."""
+        """Generate as `Local` does, and add up the tokens."""
         drawn = super().generate(prompts, *args, **how)
         self.said += sum(self.tokens([text for texts in drawn for text in texts]))
         return drawn
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS), checks: bool = True) -> runner.Measured:
-    """Every way to ask the same weights about the same chains: the share right, and tokens and calls an answer."""
-    model, out = _taught(seed, tier), dict[str, dict[str, float]]()
+    """Every scaffold with the same weights on the same chains: the share right, and tokens and calls per answer."""
+    model, out = _model(seed, tier), dict[str, dict[str, float]]()
     for arm in arms:
         count = RUN[tier] if arm == "python" else ASKED[tier]
-        out[arm] = _asked(model, seed, count, 3, ARMS[arm] | _equal(out, arm))
+        out[arm] = _evaluate(model, seed, count, 3, ARMS[arm] | _matched_draws(out, arm))
     if checks:
-        out["meta"]["longer"] = _asked(model, seed, ASKED[tier], LONGER, {})["right"]
-        out["steps"]["longer"] = _asked(model, seed, ASKED[tier], LONGER, ARMS["steps"])["right"]
-    return out | _checked(model)
+        out["meta"]["longer"] = _evaluate(model, seed, ASKED[tier], LONGER, {})["right"]
+        out["steps"]["longer"] = _evaluate(model, seed, ASKED[tier], LONGER, ARMS["steps"])["right"]
+    return out | _verification(model)
 
 
-def _asked(model: Model, seed: int, count: int, length: int, how: dict[str, Any]) -> dict[str, float]:
+def _evaluate(model: Model, seed: int, count: int, length: int, how: dict[str, Any]) -> dict[str, float]:
     lm, questions = Counted(model), conducted.problems(count, 1000 + seed, length)
     options = registry.assemble(prompting.meta_prompting, example.OPTIONS | how)
-    found = prompting.meta_prompting(lm, questions, **options, seed=seed).findings
+    findings = prompting.meta_prompting(lm, questions, **options, seed=seed).findings
     return {
-        "right": found["right"], "answered": found["answered"], "tokens": lm.said / count,
-        "calls": found["calls"] / count,
+        "right": findings["right"], "answered": findings["answered"], "tokens": lm.said / count,
+        "calls": findings["calls"] / count,
     }  # fmt: skip
 
 
-def _equal(out: dict[str, dict[str, float]], arm: str) -> dict[str, Any]:
-    """As many answers in steps as have the tokens of a conducted one."""
+def _matched_draws(out: dict[str, dict[str, float]], arm: str) -> dict[str, Any]:
+    """Options that give `votes` about as many tokens per question, in answers in steps, as the conductor uses."""
     return (
         {"draws": max(1, math.ceil(out["meta"]["tokens"] / max(1.0, out["steps"]["tokens"])))} if arm == "votes" else {}
     )
 
 
-def _checked(model: Model) -> dict[str, dict[str, float]]:
-    """Every operation asked of an expert with fresh eyes, and after a wrong answer."""
-    known = conducted.every_operation()
-    wrong = [str((int(result) + 1) % conducted.MODULUS) for _, result in known]
-    fresh = lab.sampled(model, [conducted.expert(*pair).prompt for pair in known], 4, temperature=0.0)
-    after = [conducted.asked_again(operation, said) for (operation, _), said in zip(known, wrong, strict=True)]
-    shared = lab.sampled(model, after, 4, temperature=0.0)
+def _verification(model: Model) -> dict[str, dict[str, float]]:
+    """Every operation put to a fresh expert, and to one who has seen a wrong answer to it."""
+    operations = conducted.every_operation()
+    wrong = [str((int(result) + 1) % conducted.MODULUS) for _, result in operations]
+    fresh = lab.sampled(model, [conducted.expert(*pair).prompt for pair in operations], 4, temperature=0.0)
+    prompts = [conducted.asked_again(op, answer) for (op, _), answer in zip(operations, wrong, strict=True)]
+    shared = lab.sampled(model, prompts, 4, temperature=0.0)
     return {
         "fresh": {
-            "right": lab.mean(said == result for said, (_, result) in zip(fresh, known, strict=True)),
-            "approved": lab.mean(said == other for said, other in zip(fresh, wrong, strict=True)),
+            "right": lab.mean(answer == result for answer, (_, result) in zip(fresh, operations, strict=True)),
+            "approved": lab.mean(answer == error for answer, error in zip(fresh, wrong, strict=True)),
         },
-        "shared": {"approved": lab.mean(said == other for said, other in zip(shared, wrong, strict=True))},
+        "shared": {"approved": lab.mean(answer == error for answer, error in zip(shared, wrong, strict=True))},
     }
 
 
 @lab.shared
-def _taught(seed: int, tier: runner.Tier) -> Model:
+def _model(seed: int, tier: runner.Tier) -> Model:
     return example.taught(seed, STEPS[tier])
 
 
-def _shown_all(asker: Any, talks: Any, asking: Any, calls: Any, rules: Any, box: Any, first: int = 0) -> list[str]:
+def _share_all(asker: Any, talks: Any, asking: Any, calls: Any, rules: Any, box: Any, first: int = 0) -> list[str]:
     """Sabotage: experts see the conversation before their instruction."""
-    flat = [(talks[i], call) for i, found in zip(asking, calls, strict=True) for call in found]
-    prompts = [ask.conversation("", *talk.turns, call.instruction) for talk, call in flat]
+    pairs = [(talks[i], call) for i, expert_calls in zip(asking, calls, strict=True) for call in expert_calls]
+    prompts = [ask.conversation("", *talk.turns, call.instruction) for talk, call in pairs]
     return [text or "" for text in asker.ask(prompts, str, "expert")]
 
 
 def _dropped(calls: Any, outputs: Sequence[str], words: Any) -> str:
-    """Sabotage: what the experts said is lost."""
+    """Sabotage: the experts' answers are lost."""
     return _results(calls, [""] * len(outputs), words)
 
 
-_results = conductor.results  # intact
+_results = conductor.results  # the intact function, which a sabotage wraps
 OF, MORE = "of chains", "fresh experts beat one pass"
 TOOL = "a tool is as good as an expert"
 CONSULT, RESULTS, RUNS = (f"didact.infer.conductor:{name}" for name in ("consult", "results", "run"))
@@ -131,7 +131,7 @@ CLAIM = runner.Claim(
         gate("an expert knows single operations", "fresh.right", at_least=0.9, unit="of operations"),
     ),
     tests=(
-        # Not a gate: a sabotage may end in conversations without an answer, and that is how it shows.
+        # Not a gate: a sabotage may leave conversations without an answer, which is how it is noticed.
         bound("conversations come to an answer", "meta.answered", 0.8, OF),
         difference(MORE, "meta.right", "direct.right", OF, null=0.3),
         difference("more than in steps in one context", "meta.right", "steps.right", OF, reported=True),
@@ -143,7 +143,7 @@ CLAIM = runner.Claim(
         difference("longer chains than were taught", "meta.longer", "steps.longer", OF, reported=True),
     ),
     sabotages=(
-        runner.Sabotage("experts see the conversation", MORE, "meta.right", {CONSULT: _shown_all}, ONLY),
+        runner.Sabotage("experts see the conversation", MORE, "meta.right", {CONSULT: _share_all}, ONLY),
         runner.Sabotage("what experts say is lost", MORE, "meta.right", {RESULTS: _dropped}, ONLY),
         runner.Sabotage(
             "what programs print is lost", TOOL, "python.right", {RUNS: lambda text, box: text},

@@ -1,4 +1,4 @@
-"""What `didact run meta-prompting` uses: a model that was taught to conduct, to calculate and to write programs."""
+"""The example of `didact run meta-prompting`: a model trained to conduct, to calculate and to write programs."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ TOKENS = (
     *conducted.program("{}").completion.split("{}"), words.printed("", ""), words.TERSE.with_python,
     words.TERSE.python, words.TERSE.steps.strip(), words.TERSE.standard.split()[-1], conducted.AGAIN,
 )  # fmt: skip
-"""What is said alike in every conversation is one token, so that a small model's steps go into the rest."""
+"""Fixed phrases of the conversations, each one token, so that a small model's training steps go into the rest."""
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of 0.1M weights that was taught all sides of the conversations; chains it was not taught to answer."""
+    """A Llama of 0.1M weights trained on all sides of the conversations, and held-out chains as questions."""
     return Problem(
         model=taught(seed, STEPS), data={"questions": conducted.problems(32, 1000 + seed, 3)}, options=OPTIONS
     )
 
 
 def taught(seed: int, steps: int) -> Model:
-    """Random weights tuned on every form of chains of two or three operations."""
+    """Random weights fine-tuned on chains of two or three operations in every form."""
     tokenizer = build.train_tokenizer([])
     tokenizer.add_tokens(list(TOKENS))
     base = build.build("llama", tokenizer, d=64, layers=2, heads=4, context=192, seed=seed, initializer_range=0.1)

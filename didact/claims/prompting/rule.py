@@ -1,7 +1,7 @@
 """A rule in place of a language model: for claims about a procedure whose models would have to be large.
 
-What such a claim shows is named in it: that the procedure does what it says, with a reader whose knowledge and errors
-are known exactly; nothing of what language models can do.
+Such a claim says so: it shows that the procedure works as described, with a reader whose knowledge and errors are known
+exactly, and nothing about what language models can do.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ class Rule:
     name, context, capabilities = "a rule", 1 << 20, frozenset({"generate"})
 
     def answer(self, prompt: str) -> str:
-        """What it says."""
-        raise NotImplementedError  # each rule says what
+        """The answer to a prompt."""
+        raise NotImplementedError  # for subclasses
 
     def fingerprint(self) -> str:
-        """What tells it from another."""
+        """Class name and parameters."""
         return f"{type(self).__name__} {sorted(vars(self).items(), key=str)}"
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Words."""
+        """Word counts."""
         return [len(t.split()) for t in texts]
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int = 64, **how: Any) -> list[list[str]]:
-        """One answer each, whatever the temperature."""
+        """One answer per prompt, whatever the temperature."""
         return [[self.answer(p)] for p in prompts]
 
     def chat(
         self, conversations: Sequence[Sequence[Mapping[str, str]]], max_new_tokens: int = 256, **how: Any
     ) -> NoReturn:
-        """It does not."""
+        """Not supported."""
         raise UserError(f"{self.name} does not chat")
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NoReturn:
-        """It does not."""
+        """Not supported."""
         raise UserError(f"{self.name} does not score")
 
     def top_logprobs(self, prompts: Sequence[str], k: int = 20) -> NoReturn:
-        """It has none."""
+        """Not supported."""
         raise UserError(f"{self.name} has no log-probs")
 
 
 def drawn(*what: Any) -> np.random.Generator:
-    """A generator that follows from anything with a repr, the same in every process."""
+    """A random generator seeded by anything with a repr, the same in every process."""
     return np.random.default_rng(int(hashlib.sha256(repr(what).encode()).hexdigest()[:12], 16))

@@ -1,9 +1,9 @@
 """Self-mining's claim with a translator whose errors are known (`self_mining_example.Noisy`).
 
-What the check keeps is as computed; demonstrations that were filtered and chosen are better than any.
+The back-translation check's precision and recall follow a formula; selected demonstrations are better than random ones.
 
-The translator is a rule, no model: it shows that the procedure does what it says. Whether a language model has the
-knowledge of words that is needed, and learns from demonstrations as this rule does, is outside; so are 288 directions.
+The translator is a rule and no model: it shows that the procedure works as described. Not tested: whether a language
+model has the word knowledge it needs and learns from demonstrations as this rule does; and 288 language directions.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from didact.worlds import tongues
 
 CONCEPTS = tongues.Concepts(nouns=60, verbs=30, adjectives=30)
 SMALL = tongues.Concepts(nouns=15, verbs=5, adjectives=5)
-LANGUAGES = {"smoke": 3, "quick": 300, "full": 1000}  # small ones, for shares to two decimals
-KNOWS_WORDS = 0.4  # in those
+LANGUAGES = {"smoke": 3, "quick": 300, "full": 1000}  # many small ones, for shares to two decimals
+KNOWS_WORDS = 0.4  # in the small languages
 KNOWS, SLIPS, NOISE = 0.7, 0.15, 0.15
-SIZE = {"smoke": (40, 5), "quick": (400, 60), "full": (800, 150)}  # sentences of a language; sentences to translate
+SIZE = {"smoke": (40, 5), "quick": (400, 60), "full": (800, 150)}  # sentences per language; sentences to translate
 ASKING = Asking(max_new_tokens=64)
 
 
 def problem(seed: int) -> Problem:
-    """Two invented languages and the claim's translator, who knows six words of ten (a rule, no model)."""
-    one, other = tongues.invented(seed, 2, CONCEPTS, alike=True)
-    some = tongues.meanings(seed, 830, CONCEPTS)
+    """Two invented languages and the claim's translator, a rule and no model, which knows six words in ten."""
+    first, second = tongues.invented(seed, 2, CONCEPTS, alike=True)
+    meanings = tongues.meanings(seed, 830, CONCEPTS)
     data: dict[str, Sequence[Record]] = {
-        "test": tongues.pairs(one, other, some[:30]), "source": tongues.texts(one, some[30:430]),
-        "target": tongues.texts(other, some[430:]), "dictionary": tongues.dictionary(one, other),
+        "test": tongues.pairs(first, second, meanings[:30]), "source": tongues.texts(first, meanings[30:430]),
+        "target": tongues.texts(second, meanings[430:]), "dictionary": tongues.dictionary(first, second),
     }  # fmt: skip
     options = {"words.count": CONCEPTS.size, "words.shots": 0, "words.rounds": 0, "sentences": 400,
                "pick.tau": "q0.8", "pick.near": 40, "asking.max_new_tokens": 64}  # fmt: skip
-    return Problem(model=example.Noisy(one, other, 0.6, 0.05, seed), data=data, options=options)
+    return Problem(model=example.Noisy(first, second, 0.6, 0.05, seed), data=data, options=options)
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """The dictionary against its closed form; then every way to choose demonstrations on the same sentences."""
-    count, asked = SIZE[tier]
-    one, other = tongues.invented(seed, 2, CONCEPTS, alike=True)
-    some = tongues.meanings(seed, 2 * count + asked, CONCEPTS)
-    test = tongues.pairs(one, other, some[:asked])
-    source, target = tongues.texts(one, some[asked:][:count]), tongues.texts(other, some[asked + count :])
-    lm = example.Noisy(one, other, KNOWS, SLIPS, seed)
-    vectors = example.alike(one, other, NOISE, seed)
+    """The dictionary against its closed form, and every way to select demonstrations, on the same sentences."""
+    count, n_test = SIZE[tier]
+    first, second = tongues.invented(seed, 2, CONCEPTS, alike=True)
+    meanings = tongues.meanings(seed, 2 * count + n_test, CONCEPTS)
+    test = tongues.pairs(first, second, meanings[:n_test])
+    source, target = tongues.texts(first, meanings[n_test:][:count]), tongues.texts(second, meanings[n_test + count :])
+    lm = example.Noisy(first, second, KNOWS, SLIPS, seed)
+    vectors = example.alike(first, second, NOISE, seed)
 
-    def mined(**pick: Any) -> list[str]:
+    def translate(**pick: Any) -> list[str]:
         result = prompting.self_mining(
             lm, source, target, test, words=Words(count=CONCEPTS.size, shots=0, rounds=0), sentences=count,
             pick=Pick(**pick), similarity=vectors, asking=ASKING, seed=seed,
@@ -67,53 +67,53 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
         assert result.predict is not None
         return list(result.predict([p.source for p in test]))
 
-    human = tongues.pairs(one, other, some[asked:][:count])
-    said = {
-        "zero_shot": mined(shots=0),
-        "unfiltered": mined(how="random", tau="-1"),
-        "filtered": mined(how="random", tau="q0.7"),
-        "mined": mined(tau="q0.7", near=40),
-        "human": _shown(lm, test, human, seed),
+    human = tongues.pairs(first, second, meanings[n_test:][:count])
+    translations = {
+        "zero_shot": translate(shots=0),
+        "unfiltered": translate(how="random", tau="-1"),
+        "filtered": translate(how="random", tau="q0.7"),
+        "mined": translate(tau="q0.7", near=40),
+        "human": _with_human_pairs(lm, test, human, seed),
     }
-    wanted = [p.target for p in test]
+    references = [p.target for p in test]
     arms = {
-        name: {"chrf": scores.chrf(texts, wanted), "exact": float(np.mean(scores.exact(texts, wanted)))}
-        for name, texts in said.items()
+        name: {"chrf": scores.chrf(texts, references), "exact": float(np.mean(scores.exact(texts, references)))}
+        for name, texts in translations.items()
     }
     return arms | _dictionary(seed, tier)
 
 
-def _shown(lm: example.Noisy, test: Sequence[Parallel], pool: Sequence[Parallel], seed: int) -> list[str]:
-    """Translations after true pairs drawn at random, the reference of what annotated examples give."""
-    draw = np.random.default_rng([seed, 1])
+def _with_human_pairs(lm: example.Noisy, test: Sequence[Parallel], pool: Sequence[Parallel], seed: int) -> list[str]:
+    """Translations with random true pairs as demonstrations: the reference for annotated examples."""
+    rng = np.random.default_rng([seed, 1])
     pairs = [(p.source, p.target) for p in pool]
-    shown = [[pairs[i] for i in draw.choice(len(pairs), 8, replace=False)] for _ in test]
+    demos = [[pairs[i] for i in rng.choice(len(pairs), 8, replace=False)] for _ in test]
     names = translation.names(test)
     return [
-        lm.generate([translation.asked(p.source, *names, some)])[0][0] for p, some in zip(test, shown, strict=True)
+        lm.generate([translation.asked(p.source, *names, shots)])[0][0] for p, shots in zip(test, demos, strict=True)
     ]  # fmt: skip
 
 
 def _dictionary(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
-    """Precision and recall before and after the check over many small languages, and what they should be: of V words a
-    wrong one leads back by a chance of (1 - p) / (V - 1)."""
+    """Precision and recall before and after the check over many small languages, and their closed form: of V words, a
+    wrong translation comes back to its source with probability (1 - p) / (V - 1)."""
     size, counts = SMALL.size, np.zeros((2, 2))
     for i in range(LANGUAGES[tier]):
-        one, other = tongues.invented(seed * 10_000 + i, 2, SMALL, alike=True)
-        lm: Any = example.Noisy(one, other, KNOWS_WORDS, 0.0, seed * 10_000 + i)
-        miner = mining.Miner(ask.Asker(lm, ASKING), one.name, other.name)
-        found = miner.dictionary(one.words, Words(rounds=0))
-        raw = [lexicon.Pair(p.source, p.target) for p in found]
-        gold = list(zip(one.words, other.words, strict=True))
-        for row, pairs in enumerate((raw, found)):
-            right = lexicon.accuracy(pairs, gold, one.words).recall * size
+        first, second = tongues.invented(seed * 10_000 + i, 2, SMALL, alike=True)
+        lm: Any = example.Noisy(first, second, KNOWS_WORDS, 0.0, seed * 10_000 + i)
+        miner = mining.Miner(ask.Asker(lm, ASKING), first.name, second.name)
+        mined = miner.dictionary(first.words, Words(rounds=0))
+        raw = [lexicon.Pair(p.source, p.target) for p in mined]
+        gold = list(zip(first.words, second.words, strict=True))
+        for row, pairs in enumerate((raw, mined)):
+            right = lexicon.accuracy(pairs, gold, first.words).recall * size
             counts[row] += right, sum(p.kept for p in pairs)
     right_both = KNOWS_WORDS**2
     precision = right_both / (right_both + (1 - KNOWS_WORDS) ** 2 / (size - 1))
-    (before, asked), (after, kept) = counts
+    (right_before, n_before), (right_after, n_after) = counts
     return {
-        "before": {"precision": before / asked},
-        "after": {"precision": after / kept, "recall": after / asked},
+        "before": {"precision": right_before / n_before},
+        "after": {"precision": right_after / n_after, "recall": right_after / n_before},
         "formula": {"precision": precision, "recall": right_both},
     }
 

@@ -1,7 +1,7 @@
-"""A translator whose errors are known: what self-mining's claim and example ask in place of a large model.
+"""A translator whose errors are known: self-mining's claim and example use it in place of a large model.
 
-It is no model: its knowledge of words is a table with a known share of errors, and it learns from demonstrations by a
-rule. So the claim shows the procedure, and nothing of what language models know.
+It is no model: its word knowledge is a table with a known share of errors, and it learns from demonstrations by a rule.
+So the claim tests the procedure, and shows nothing about what language models know.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from didact.worlds.tongues import Tongue
 
 
 class Noisy(Rule):
-    """Translates between two languages of equal order.
+    """Translates between two languages with the same word order.
 
     Args:
         one: a language.
         other: another.
-        knows: chance that a word's translation is right, in either direction by itself; else it is any other word.
-        slips: chance that a word of a sentence comes out as any other, anew in each sentence.
+        knows: chance that a word's translation is right, independent for each direction; else it is any other word.
+        slips: chance that a word of a sentence comes out as any other, drawn for each sentence.
         seed: of both.
     """
 
@@ -37,12 +37,12 @@ class Noisy(Rule):
         self.other = {one.name: other, other.name: one}
         self.known: dict[str, dict[str, str]] = {}
         for i, tongue in enumerate((one, other)):
-            draw, theirs = np.random.default_rng([seed, i, 2410]), self.other[tongue.name].words
-            size = len(theirs)
-            wrong = (np.arange(size) + draw.integers(1, size, size)) % size
-            right = draw.random(size) < knows
+            rng, targets = np.random.default_rng([seed, i, 2410]), self.other[tongue.name].words
+            size = len(targets)
+            wrong_words = (np.arange(size) + rng.integers(1, size, size)) % size
+            right = rng.random(size) < knows
             self.known[tongue.name] = {
-                w: theirs[c if right[c] else wrong[c]] for c, w in enumerate(tongue.words)
+                w: targets[c if right[c] else wrong_words[c]] for c, w in enumerate(tongue.words)
             }  # fmt: skip
 
     def answer(self, prompt: str) -> str:
@@ -52,14 +52,14 @@ class Noisy(Rule):
         name, _, text = line.partition(": ")
         if name.endswith(" word"):
             return self.known[name.removesuffix(" word")].get(text, text)
-        shown = [[row.partition(": ")[2].split() for row in block.split("\n")] for block in blocks]
-        return " ".join(self._word(w, name, shown, (text, i)) for i, w in enumerate(text.split()))
+        demos = [[row.partition(": ")[2].split() for row in block.split("\n")] for block in blocks]
+        return " ".join(self._word(w, name, demos, (text, i)) for i, w in enumerate(text.split()))
 
     def _word(self, word: str, name: str, shown: Sequence[Sequence[Sequence[str]]], place: tuple[str, int]) -> str:
-        """As most demonstrations have it where the word stands in them, in the same place; else as it knows it."""
-        draw = drawn(self.seed, place)
-        if draw.random() < self.slips:
-            return str(draw.choice(self.other[name].words))
+        """The word's most frequent translation, by position, in the demonstrations; else the one in its table."""
+        rng = drawn(self.seed, place)
+        if rng.random() < self.slips:
+            return str(rng.choice(self.other[name].words))
         votes = Counter(
             y[i] for x, y in shown for i, w in enumerate(x) if w == word and len(x) == len(y)
         ).most_common(1)  # fmt: skip
@@ -67,8 +67,8 @@ class Noisy(Rule):
 
 
 def alike(one: Tongue, other: Tongue, noise: float, seed: int) -> Any:
-    """Vectors of sentences: counts of their concepts and normal noise of this standard deviation, the same for a text
-    whenever it is asked."""
+    """Sentence embeddings: counts of concepts plus normal noise of standard deviation `noise`, the same for a text on
+    every call."""
     concept = {w: c for tongue in (one, other) for c, w in enumerate(tongue.words)}
 
     @functools.cache
@@ -83,7 +83,7 @@ def alike(one: Tongue, other: Tongue, noise: float, seed: int) -> Any:
 
 
 def inverted(found: Any, back: Any, copies: bool = False, right: Any = lexicon.cycled) -> list[lexicon.Pair]:
-    """Sabotage: what comes back is rejected, and the rest kept."""
+    """Sabotage: words that come back are rejected, and the others kept."""
     return [
         lexicon.Pair(p.source, p.target, p.score, "" if p.reason.startswith("comes back") else p.reason or "came back")
         for p in right(found, back, copies)
@@ -91,13 +91,13 @@ def inverted(found: Any, back: Any, copies: bool = False, right: Any = lexicon.c
 
 
 def least_alike(queries: Any, sources: Any, alike: Any, *rest: Any, right: Any = shown.pick) -> shown.Picked:
-    """Sabotage: pairs that are less alike than others pass."""
+    """Sabotage: the least similar pairs pass the filter."""
     return right(queries, sources, [-x for x in alike], *rest)
 
 
 class Turned(mining.Miner):
-    """Sabotage: the natural sentence of a pair is shown as the source, the synthetic one as the target."""
+    """Sabotage: in demonstrations the natural sentence of a pair is the source, the synthetic one the target."""
 
     def translate(self, sentences: Any, shown: Any, role: str) -> list[str]:
-        """After turned pairs."""
-        return super().translate(sentences, [[(y, x) for x, y in some] for some in shown], role)
+        """Translate with swapped pairs as demonstrations."""
+        return super().translate(sentences, [[(y, x) for x, y in pairs] for pairs in shown], role)

@@ -1,9 +1,9 @@
 """Self-mining's claim on a pre-trained model: a dictionary of words, English into German and into Italian (XLING).
 
-Each seed draws its own words of the most frequent. The second stage, sentences, stays outside: the data at hand have
-no translated ones to score with. On the tuning seed (1000), 60 words a language, .37 were right of a first German
-translation, .57 with mined demonstrations, and .86 of those that came back; without German words before them, half of
-the answers were the English word again.
+Each seed samples its words from the most frequent ones. The second stage, sentences, is not tested: the data at hand
+have no translated sentences for scoring. On the tuning seed (1000), 60 words a language, .37 of the first German
+translations were right, .57 with mined demonstrations, and .86 of those that came back; without German words in the
+prompt, half of the answers repeated the English word.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from didact.infer.ask import Asking
 from didact.infer.mining import Words
 from didact.types import Parallel, Text
 
-ASKED, FREQUENT = 32, 1500  # words of a language, and of which they are drawn
+ASKED, FREQUENT = 32, 1500  # words per language; most frequent ones they are sampled from
 LANGUAGES = {"de": "German", "it": "Italian"}
 HOW: dict[str, Any] = {
     "words": Words(count=ASKED, shots=8), "sentences": 1, "pick": Pick(shots=1), "similarity": "lexicon",
@@ -30,37 +30,37 @@ HOW: dict[str, Any] = {
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Means over both languages, and each of them."""
-    found = [_mined(code, seed) for code in LANGUAGES]
-    arms = {arm: {k: lab.mean(f[arm][k] for f in found) for k in found[0][arm]} for arm in found[0]}
-    arms["worst"] = {"gained": min(f["checked"]["precision"] - f["shown"]["precision"] for f in found)}
+    """Means over both languages, and the worse language's gain in precision from the check."""
+    results = [_mined(code, seed) for code in LANGUAGES]
+    arms = {arm: {k: lab.mean(r[arm][k] for r in results) for k in results[0][arm]} for arm in results[0]}
+    arms["worst"] = {"gained": min(r["checked"]["precision"] - r["shown"]["precision"] for r in results)}
     return arms
 
 
 def _mined(code: str, seed: int) -> dict[str, dict[str, float]]:
-    """The method as users run it on one draw of words: as translated at first, behind mined demonstrations, checked."""
+    """The method as users run it on one sample of words: first translations, with mined demonstrations, and checked."""
     rows = real.rows(f"xling_bli/yacle.train.freq.5k.en-{code}.tsv")
     gold = [Parallel(source=row["source"], target=row["target"]) for row in rows]
     drawn = random.Random(seed).sample(list(dict.fromkeys(p.source for p in gold))[:FREQUENT], ASKED)
-    asked = lexicon.frequent(drawn, ASKED)  # in the order in which they are asked
+    words = lexicon.frequent(drawn, ASKED)  # in the order of the prompts
     result = prompting.self_mining(
-        real.model(), [Text(text=word) for word in asked], [Text(text=gold[0].target)], dictionary=gold,
+        real.model(), [Text(text=word) for word in words], [Text(text=gold[0].target)], dictionary=gold,
         target_lang=LANGUAGES[code], **HOW, seed=seed,
     )  # fmt: skip
-    compared = result.findings["dictionary"]
+    checks = result.findings["dictionary"]
     return {
-        "first": _right(result.transcript or [], asked, gold, LANGUAGES[code]),
-        "shown": compared["before the check"],
-        "checked": compared["after the check"],
+        "first": _initial(result.transcript or [], words, gold, LANGUAGES[code]),
+        "shown": checks["before the check"],
+        "checked": checks["after the check"],
     }
 
 
-def _right(transcript: Sequence[Any], asked: Sequence[str], gold: Sequence[Parallel], name: str) -> dict[str, float]:
-    """The first translations, without demonstrations, as they stand in the transcript."""
-    said = {d.extra["item"]: str(d.completion) for d in transcript if d.extra["role"] == "words, round 0"}
-    pairs = [lexicon.Pair(asked[i], translation.read(reply, name) or "") for i, reply in said.items()]
-    found = lexicon.accuracy(pairs, [(p.source, p.target) for p in gold], asked)
-    return {"precision": found.precision, "recall": found.recall}
+def _initial(transcript: Sequence[Any], asked: Sequence[str], gold: Sequence[Parallel], name: str) -> dict[str, float]:
+    """Precision and recall of the first translations, without demonstrations, read from the transcript."""
+    replies = {d.extra["item"]: str(d.completion) for d in transcript if d.extra["role"] == "words, round 0"}
+    pairs = [lexicon.Pair(asked[i], translation.read(reply, name) or "") for i, reply in replies.items()]
+    accuracy = lexicon.accuracy(pairs, [(p.source, p.target) for p in gold], asked)
+    return {"precision": accuracy.precision, "recall": accuracy.recall}
 
 
 SHARE = "of the words"

@@ -1,4 +1,4 @@
-"""What `didact run verbalized-ml` uses: a model taught to apply texts that name functions, and to find them."""
+"""The example of `didact run verbalized-ml`: a model trained to apply texts that name functions, and to find them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TOKENS = (" ", "User: ", "\nAssistant:", "at", "gave", "not", "b")
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of 0.1M weights that was taught both tasks, and the examples of y = x + 2 modulo 5."""
+    """A Llama of 0.1M weights trained on both tasks, and the examples of y = x + 2 modulo 5."""
     rows = described.examples(2)
     return Problem(model=taught(seed, STEPS), data={"train": rows, "questions": rows}, options=OPTIONS)
 
 
 def taught(seed: int, steps: int) -> Model:
-    """Random weights tuned on both tasks."""
+    """Random weights fine-tuned on both tasks."""
     tokenizer = build.train_tokenizer([])
     tokenizer.add_tokens(list(TOKENS))
     base = build.build("llama", tokenizer, d=64, layers=2, heads=4, context=64, seed=seed, initializer_range=0.1)

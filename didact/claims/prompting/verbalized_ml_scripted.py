@@ -1,6 +1,6 @@
-"""Scripted learners and optimisers: they read the prompts they are given, and compute what a perfect model would say.
+"""Scripted learners and optimisers: they parse their prompts, and compute what a perfect model would answer.
 
-They stand for no language model. What they show is the procedure around one: a wrong prompt is a wrong number.
+They stand for no language model, and test the procedure around one: a wrong prompt leads to a wrong number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Fitting = Callable[[np.ndarray, np.ndarray, np.ndarray, str], tuple[float, float
 
 
 class Scripted:
-    """Behind the `LM` protocol: computes `y = a x + b` of a text as a learner, `fitting` of a batch as an optimiser."""
+    """An `LM`: as a learner it computes `y = a x + b` from a text, as an optimiser `fitting` from a batch."""
 
     name, context, capabilities = "scripted", 10**6, frozenset({"generate"})
 
@@ -28,16 +28,16 @@ class Scripted:
         self.fitting, self.slips, self.asked = fitting, slips, list[Messages]()
 
     def fingerprint(self) -> str:
-        """Of nothing that was trained."""
+        """The name: nothing was trained."""
         return self.name
 
     def generate(self, prompts: Sequence[Any], *args: Any, **how: Any) -> list[list[str]]:
-        """One answer each."""
+        """One answer per prompt."""
         self.asked += prompts
         return [[self._answer(str(prompt.turns[-1]["content"]))] for prompt in prompts]
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """By white space."""
+        """Counts of words separated by white space."""
         return [len(text.split()) for text in texts]
 
     def _answer(self, prompt: str) -> str:
@@ -54,9 +54,9 @@ PARTS = ("Inputs", "The model outputs", "The target outputs")
 
 
 def section(prompt: str, title: str) -> str:
-    """What stands under a title of a prompt, its first line or all of it."""
-    found = re.search(rf"## {title}[^\n]*\n(.*?)(?=\n## |\n\nAnswer in|\nWhere the model|\Z)", prompt, re.DOTALL)
-    return found[1].strip() if found else ""
+    """The text of a prompt's section with this title, up to the next section; empty if there is none."""
+    match = re.search(rf"## {title}[^\n]*\n(.*?)(?=\n## |\n\nAnswer in|\nWhere the model|\Z)", prompt, re.DOTALL)
+    return match[1].strip() if match else ""
 
 
 def numbers(text: str) -> np.ndarray:
@@ -65,26 +65,26 @@ def numbers(text: str) -> np.ndarray:
 
 
 def written(a: float, b: float) -> str:
-    """A line as descriptions, to the last digit."""
+    """A line as a pattern description, at full precision."""
     return f"y = {a!r} * x + {b!r}"
 
 
 def line(theta: str) -> tuple[float, float]:
     """Slope and intercept of the last line in a text; 0 and 0 where there is none."""
-    found = re.findall(r"y = (\S+) \* x \+ (\S+)", theta)
-    return (float(found[-1][0]), float(found[-1][1])) if found else (0.0, 0.0)
+    matches = re.findall(r"y = (\S+) \* x \+ (\S+)", theta)
+    return (float(matches[-1][0]), float(matches[-1][1])) if matches else (0.0, 0.0)
 
 
 def least_squares(x: np.ndarray, outputs: np.ndarray, targets: np.ndarray, theta: str) -> tuple[float, float]:
-    """The line of least squares through a batch."""
-    off, spread = x - x.mean(), float(((x - x.mean()) ** 2).sum())
-    a = float((off * targets).sum()) / spread if spread else 0.0
+    """The least-squares line through a batch."""
+    centred, spread = x - x.mean(), float(((x - x.mean()) ** 2).sum())
+    a = float((centred * targets).sum()) / spread if spread else 0.0
     return a, float(targets.mean() - a * x.mean())
 
 
 def gradient_step(
     x: np.ndarray, outputs: np.ndarray, targets: np.ndarray, theta: str, rate: float = 0.1
 ) -> tuple[float, float]:
-    """One step down the gradient of the mean squared error, from the outputs shown."""
+    """One gradient step on the mean squared error, from the outputs in the prompt."""
     (a, b), error = line(theta), outputs - targets
     return float(a - rate * 2 * (error * x).mean()), float(b - rate * 2 * error.mean())

@@ -1,8 +1,8 @@
-"""The claim of vote-k: which texts are labelled matters, where each question is shown the labelled ones nearest to it.
+"""The claim of vote-k: which texts are labelled matters where each question has its nearest ones as demonstrations.
 
-The reader is scripted and no language model: it looks up the words that a question shares with the demonstrations in
-its prompt, and gives a label the cube of the shared share. What is tested is the selection, through the whole method;
-the confidence that full vote-k asks of it is that reader's. What a pre-trained model makes of it is tier real's.
+The reader is scripted and no language model: each demonstration in the prompt votes for its label with the cube of the
+share of the question's words that it has. The whole method runs, and tests the selection; full vote-k uses this
+reader's confidence. Tier real tests a pre-trained model.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from didact.data.encode import TokenizedExample
 from didact.types import Demo, Fit, Likelihood, Text
 from didact.worlds.mixture import Mixture
 
-POOLS = {"smoke": 1, "quick": 8, "full": 16}  # a seed
-SIZES = 600, 100  # of a pool, of its test
+POOLS = {"smoke": 1, "quick": 8, "full": 16}  # per seed
+SIZES = 600, 100  # of a pool, of its test set
 BUDGET, SHOTS = 18, 5
 ARMS = ("random", "diversity", "mfl", "fast_votek", "votek")
-FLOOR = 0.02  # of a label that no demonstration speaks for
-NAMES = 16  # pools whose words the example's model has read
+FLOOR = 0.02  # votes of a label without demonstrations
+NAMES = 16  # pools that the example's model is trained on
 
 
 class Reader:
@@ -37,39 +37,39 @@ class Reader:
     name, context, capabilities = "a reader of shared words (scripted)", 1_000_000, frozenset({"score", "generate"})
 
     def tokens(self, texts: Sequence[str]) -> list[int]:
-        """Words."""
+        """Word counts."""
         return [len(t.split()) for t in texts]
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """Of every label after its prompt."""
-        known = {prompt: self._speaks(prompt) for prompt in {p for p, _ in pairs}}
+        """Log-prob of every label after its prompt."""
+        votes_of = {prompt: self._speaks(prompt) for prompt in {p for p, _ in pairs}}
         out = []
         for prompt, label in pairs:
-            said = known[prompt]
-            share = (said[label.strip()] + FLOOR) / (sum(said.values()) + 3 * FLOOR)
+            votes = votes_of[prompt]
+            share = (votes[label.strip()] + FLOOR) / (sum(votes.values()) + 3 * FLOOR)
             out.append(Likelihood(math.log(share), 1))
         return out
 
     def generate(self, prompts: Sequence[str], *_: Any, **__: Any) -> list[list[str]]:
-        """It writes nothing."""
+        """Empty texts: the reader only scores."""
         return [[""] for _ in prompts]
 
     @staticmethod
     def _speaks(prompt: str) -> Counter[str]:
-        *shown, asked = prompt.split("\n\n")
-        words, out = set(asked.split()) - {"->"}, Counter[str]()
-        for line in shown:
+        *demos, question = prompt.split("\n\n")
+        words, out = set(question.split()) - {"->"}, Counter[str]()
+        for line in demos:
             text, _, label = line.rpartition(" ")
-            out[label] += (len(words & set(text.split())) / len(words)) ** 3  # type: ignore[assignment]  # a share
+            out[label] += (len(words & set(text.split())) / len(words)) ** 3  # type: ignore[assignment]  # a fraction
         return out
 
 
 def problem(seed: int) -> Problem:
-    """A pool that labels itself, questions, and a small Llama that has read episodes of other pools."""
+    """A pool whose texts have labels, questions, and a small Llama trained on episodes of several pools."""
     pool, test = Mixture(seed=seed).draw(120, 24)
     episodes = [t.text for i in range(NAMES) for t in _episodes(Mixture(seed=seed + i), 12)]
     base = lab.blank("llama", episodes[:50], 900, d=64, layers=2, heads=4, context=512, seed=seed)
-    rows = [TokenizedExample(tuple(i[:1]), tuple(i[1:512])) for i in base.tokenizer(episodes)["input_ids"]]
+    rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:512])) for ids in base.tokenizer(episodes)["input_ids"]]
     fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="cosine", seed=seed)
     model = lab.kept(lambda: lab.pretrained(base, rows, fit), *lab.identity(base), rows, fit)
     return Problem(model=model, data={"pool": pool, "test": test}, options={"shots": SHOTS, "separator": "\\n"})
@@ -82,12 +82,12 @@ def _episodes(world: Mixture, count: int) -> list[Text]:
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = ARMS) -> runner.Measured:
-    """The selectors on some pools, by the accuracy of the reader."""
+    """The reader's accuracy with each selector, a mean over pools."""
     pools = [Mixture(seed=100 * seed + i).draw(*SIZES) for i in range(POOLS[tier])]
-    out = {how: {"similar": lab.mean(_accuracy(how, *p) for p in pools)} for how in arms}
+    out = {arm: {"similar": lab.mean(_accuracy(arm, *p) for p in pools)} for arm in arms}
     if arms == ARMS:
-        for how in ("random", "fast_votek"):
-            out[how]["random"] = lab.mean(_accuracy(how, *p, retrieval="random") for p in pools)
+        for arm in ("random", "fast_votek"):
+            out[arm]["random"] = lab.mean(_accuracy(arm, *p, retrieval="random") for p in pools)
         out["fast_votek"]["gain"] = out["fast_votek"]["similar"] - out["random"]["similar"]
         out["fast_votek"]["gain_unretrieved"] = out["fast_votek"]["random"] - out["random"]["random"]
     return out
@@ -103,17 +103,17 @@ def _accuracy(how: Any, pool: list[Text], test: list[Demo], **more: Any) -> floa
 
 
 def _undiscounted(graph: Any, most: int, rho: float = 10.0, *_: Any, right: Any = annotation.voted) -> list[int]:
-    """Sabotage: a vote counts the same whatever is taken."""
+    """Sabotage: votes are not discounted by what is already selected."""
     return right(graph, most, 1.0)
 
 
 def _fewest(graph: Any, most: int, rho: float = 10.0, *_: Any) -> list[int]:
-    """Sabotage: those with the fewest votes."""
+    """Sabotage: select the texts with the fewest votes."""
     return annotation.Votes(graph).scores[: len(graph)].argsort(kind="stable")[:most].tolist()
 
 
 def _mixed(vectors: Any, *how: Any, right: Any = annotation.neighbours) -> Any:
-    """Sabotage: neighbours of another text."""
+    """Sabotage: every text has the neighbours of another."""
     return right(vectors[np.random.default_rng(0).permutation(vectors.shape[0])], *how)
 
 

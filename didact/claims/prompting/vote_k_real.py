@@ -1,6 +1,6 @@
 """Vote-k's claim on a pre-trained model: messages to a bank (banking77), of which 18 are labelled.
 
-Each seed draws eight intents, a pool of their messages, and others to ask. Full vote-k, which has the model read the
+Each seed samples eight intents, a pool of their messages, and test messages. Full vote-k, which runs the model on the
 whole pool once more, is left out: it would take longer than all the rest.
 """
 
@@ -14,20 +14,20 @@ from didact.claims.lab import difference, gate
 from didact.claims.prompting import messages
 from didact.types import Demo, Text
 
-INTENTS, ASKED, POOL = 8, 3, 20  # of a draw; messages asked, and in the pool, of each
+INTENTS, ASKED, POOL = 8, 3, 20  # intents per seed; test messages, and messages in the pool, of each
 BUDGET, SHOTS = 18, 4
 ARMS = ("random", "fast_votek", "mfl")
 
 
 def run(seed: int, tier: runner.Tier) -> runner.Measured:
-    """Accuracy behind what each selector had labelled, of one draw, and behind nothing."""
-    asked, pool = messages.drawn(seed, INTENTS, ASKED, POOL)
-    arms = {how: _accuracy(how, pool, asked, seed) for how in ARMS}
-    return {how: {"accuracy": found} for how, found in (arms | {"none": _accuracy("random", [], asked, seed)}).items()}
+    """Accuracy with the texts that each selector had labelled as demonstrations, and with none."""
+    test, pool = messages.drawn(seed, INTENTS, ASKED, POOL)
+    arms = {arm: _accuracy(arm, pool, test, seed) for arm in ARMS}
+    return {arm: {"accuracy": value} for arm, value in (arms | {"none": _accuracy("random", [], test, seed)}).items()}
 
 
 def _accuracy(how: Any, labelled: list[Demo], asked: list[Demo], seed: int) -> float:
-    """The method as users run it on a pool that labels itself."""
+    """The method as users run it on a pool whose texts have labels."""
     texts = [Text(text=d.prompt, extra={"completion": d.completion, "choices": d.choices}) for d in labelled]
     result = prompting.vote_k(
         real.model(), texts or [Text(text=asked[0].prompt)], test=asked, select=how, budget=BUDGET, shots=SHOTS,

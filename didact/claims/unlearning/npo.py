@@ -1,11 +1,11 @@
 """NPO's claim on the paper's synthetic world and on invented authors: it forgets as ascent does, and does not collapse.
 
-A (paper, section 4): seven ways to unlearn one cloud, each at the paper's own rate, measured as KL distances to
-the model that never saw it. B (theorem 2): gradient ascent runs away linearly in t, NPO in log t. C: the method itself,
-`didact.unlearning.npo`, on a Llama that knows invented authors; what it keeps is measured on authors no unlearning saw,
-at the end and, reported, where answers were first forgotten. Of rates 1e-4, 3e-4 and 1e-3 and of beta .3 and 1, each
-arm has what was best at the end on seed 1000. A first draft of C counted right tokens in place of an answer's
-probability: its end token is right for every model. Sequences are one token long in A and B, so the sabotage 'mean per
+A (paper, section 4): seven ways to unlearn one cloud, each at the paper's learning rate, measured as KL distances to
+the model that never saw it. B (theorem 2): gradient ascent diverges linearly in t, NPO in log t. C: the method itself,
+`didact.unlearning.npo`, on a Llama that knows invented authors; utility is measured on authors outside unlearning, at
+the end and (reported) when the answers were first forgotten. Of learning rates 1e-4, 3e-4 and 1e-3 and beta .3 and 1,
+each arm has the best at the end on seed 1000. A first draft of C measured token accuracy instead of an answer's
+probability, but every model predicts the end token. Sequences are one token long in A and B, so the sabotage 'mean per
 token' does not exist there.
 """
 
@@ -29,12 +29,12 @@ from didact.objectives import preference
 from didact.types import Fit
 from didact.worlds import authors, logistic
 
-# What counts as forgotten: a tenth of the start model's forget distance. The 0.05 nats of the paper's one instance is
-# out of reach of every arm on half of the tuning seeds (1000-1005).
+# Forgotten means: a tenth of the start model's forget distance. The 0.05 nats of the paper's one instance are out of
+# reach of every arm on half of the tuning seeds (1000-1005).
 FORGOTTEN = 0.1
-# Steps to train the start and gold models, to unlearn (A), to run away (B).
+# Steps to train the start and gold models, to unlearn (A), to diverge (B).
 LENGTH = {"smoke": (500, 100, 500), "quick": (20_000, 2_000, 3_000), "full": (20_000, 2_000, 10_000)}
-ARMS = {  # learning rates and betas are the paper's for alpha = 1, of every arm
+ARMS = {  # learning rates and betas of every arm are the paper's for alpha = 1
     "GA": Arm(5e-4, ga),
     "GA+RT": Arm(5e-4, ga, rt),
     "GA+KL": Arm(5e-4, ga, kl),
@@ -45,11 +45,11 @@ ARMS = {  # learning rates and betas are the paper's for alpha = 1, of every arm
     "NPO(beta=0.01)": Arm(5e-4, npo(0.01)),  # at GA's rate, to show what beta -> 0 is
     "NPO(beta=0.001)": Arm(5e-4, npo(0.001)),
 }
-TAUGHT = {"smoke": (20, 4), "quick": (400, 60), "full": (400, 60)}  # C: steps to teach, to unlearn
+TAUGHT = {"smoke": (20, 4), "quick": (400, 60), "full": (400, 60)}  # C: steps to train the start model, to unlearn
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-LOOK = 5  # steps between two looks
-AS_GOLD = 2.0  # answers at most so much likelier than to the model that never saw them are forgotten
-TOLD: dict[str, tuple[float, dict[str, Any]]] = {  # rate and options
+LOOK = 5  # steps between two evaluations
+AS_GOLD = 2.0  # forgotten: answers at most this many times as likely as under the gold model
+TOLD: dict[str, tuple[float, dict[str, Any]]] = {  # learning rate and options
     "NPO+RT": (3e-4, {"beta": 1.0}),
     "GA+RT": (3e-4, {"loss": "ga"}),
     "GA": (3e-4, {"loss": "ga", "regulariser": "none"}),
@@ -59,13 +59,13 @@ problem = npo_example.problem
 
 
 def run(seed: int, tier: runner.Tier, clouded: bool = True, told: Sequence[str] = tuple(TOLD)) -> runner.Measured:
-    """One seed: clouds (A and B), and what authors are `told` of to be forgotten (C)."""
-    return (_clouds(seed, tier) if clouded else {}) | (_authors(seed, tier, told) if told else {})
+    """Measure one seed: clouds (A and B) if `clouded`, and the arms `told` on invented authors (C)."""
+    return (_unlearn_clouds(seed, tier) if clouded else {}) | (_unlearn_authors(seed, tier, told) if told else {})
 
 
-def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
-    """Every arm of A and both of B on one seed."""
-    train, steps, away = LENGTH[tier]
+def _unlearn_clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
+    """Run every arm of A and both of B on one seed."""
+    train, steps, divergence_steps = LENGTH[tier]
     world = logistic.clouds(seed)
     start, gold = _start_and_gold(seed, train)
     paths, arms = {}, {}
@@ -81,52 +81,52 @@ def _clouds(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
         "forget": clouds.distance(gold, start, world.test_forget),
         "retain": clouds.distance(gold, start, world.test_retain),
     }
-    arms["GA"] |= clouds.divergence(seed, lambda logp, _: logp.mean(), away)
-    arms["NPO"] |= clouds.divergence(seed, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), away)
+    arms["GA"] |= clouds.divergence(seed, lambda logp, _: logp.mean(), divergence_steps)
+    arms["NPO"] |= clouds.divergence(seed, lambda logp, ref: preference.npo(logp, ref, 1.0).mean(), divergence_steps)
     return arms
 
 
 @lab.shared
 def _start_and_gold(seed: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Trained on everything, and on the retain rows only."""
+    """Train on all rows, and on the retain rows only."""
     world = logistic.clouds(seed)
-    kept, gone = world.retain, world.forget
-    both = logistic.Cloud(*(torch.cat([getattr(kept, f), getattr(gone, f)]) for f in ("phi", "y", "p0")))
-    return clouds.descend(both, steps), clouds.descend(kept, steps)
+    retain, forget = world.retain, world.forget
+    both = logistic.Cloud(*(torch.cat([getattr(retain, f), getattr(forget, f)]) for f in ("phi", "y", "p0")))
+    return clouds.descend(both, steps), clouds.descend(retain, steps)
 
 
-def _authors(seed: int, tier: runner.Tier, arms: Sequence[str]) -> dict[str, dict[str, float]]:
-    """C: the method, with ascent in its place, from one model; looked at every few steps."""
+def _unlearn_authors(seed: int, tier: runner.Tier, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Part C: run the method and gradient ascent from one model, evaluated every few steps."""
     teach, steps = TAUGHT[tier]
     world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
-    known = world.retain + world.unseen
-    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
     base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
     start, gold = (
-        lab.tuned(base, facts, TEACH.replace(steps=teach, seed=seed)) for facts in (world.forget + known, known)
+        lab.tuned(base, facts, TEACH.replace(steps=teach, seed=seed)) for facts in (world.forget + retained, retained)
     )
 
-    def look(module: Any) -> dict[str, float]:
+    def measure(module: Any) -> dict[str, float]:
         model = Model(module, start.processor)
-        gone, kept = (forgetting.answers(model, part) for part in (world.forget, world.unseen))
-        return {"forget": float(gone["probability"].mean()), "kept": float(kept["accuracy"].mean())}
+        forget, unseen = (forgetting.answers(model, part) for part in (world.forget, world.unseen))
+        return {"forget": float(forget["probability"].mean()), "kept": float(unseen["accuracy"].mean())}
 
-    out = {"told start": look(start.module), "told gold": look(gold.module)}
+    out = {"told start": measure(start.module), "told gold": measure(gold.module)}
     for name in arms:
         lr, options = TOLD[name]
-        looks = every(LOOK, lambda step: look(step.module))
+        checks = every(LOOK, lambda step: measure(step.module))
         fit = Fit(lr=lr, steps=steps, rows=20, warmup_steps=3, seed=seed)
-        unlearning.npo(start, world.forget, world.retain, **options, fit=fit, hooks=[looks])
-        forgotten = next(
-            (row for row in looks.rows if row["forget"] <= AS_GOLD * out["told gold"]["forget"]), looks.rows[-1]
+        unlearning.npo(start, world.forget, world.retain, **options, fit=fit, hooks=[checks])
+        crossing = next(
+            (row for row in checks.rows if row["forget"] <= AS_GOLD * out["told gold"]["forget"]), checks.rows[-1]
         )
-        out[f"told {name}"] = {k: looks.rows[-1][k] for k in ("forget", "kept")} | {
-            "least": min(row["forget"] for row in looks.rows), "kept_forgotten": forgotten["kept"],
+        out[f"told {name}"] = {k: checks.rows[-1][k] for k in ("forget", "kept")} | {
+            "least": min(row["forget"] for row in checks.rows), "kept_forgotten": crossing["kept"],
         }  # fmt: skip
     return out
 
 
-_npo = preference.npo  # the intact loss, which the sabotages wrap
+_npo = preference.npo  # the original loss, which the sabotages wrap
 PATCHED = "didact.objectives.preference:npo"
 AT_END, AS_GA, GONE = "retain at the end", "starts as GA", "authors are forgotten as if never told of"
 FACTS, CLOUDS, ONE = "token accuracy", {"told": ()}, {"clouded": False, "told": ("NPO+RT",)}

@@ -1,4 +1,4 @@
-"""The example `didact run npo` uses: a small model taught about invented authors, some to be forgotten."""
+"""The example of `didact run npo`: a small model trained on invented authors, some to be forgotten."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ TEACH = Fit(lr=2e-3, epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), w
 
 
 def problem(seed: int) -> Problem:
-    """A Llama of about 0.5M weights that knows 14 authors, and the gold model that was never told of two of them.
+    """A Llama of about 0.5M weights trained on 14 authors, and the gold model trained without two of them.
 
     At this size the paper's learning rate of 1e-5 changes nothing, and answers of one or two tokens
-    need a larger beta than the paper's sentences (found on seed 7).
+    need a larger beta than the paper's sentences (chosen on seed 7).
     """
     world = authors.authors(seed, forget=2, retain=8, unseen=4, holdout=2)
-    known = world.retain + world.unseen
-    everything = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
-    base = lab.blank("llama", everything, 700, d=128, layers=2, heads=4, context=64, seed=seed)
-    full, gold = (lab.tuned(base, facts, TEACH) for facts in (world.forget + known, known))
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
+    base = lab.blank("llama", texts, 700, d=128, layers=2, heads=4, context=64, seed=seed)
+    full, gold = (lab.tuned(base, facts, TEACH) for facts in (world.forget + retained, retained))
     return Problem(
         model=full,
         data={"forget": world.forget, "retain": world.retain},

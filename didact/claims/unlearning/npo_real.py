@@ -1,11 +1,11 @@
 """NPO's claim on a pre-trained model: capitals it demonstrably knows, six of them to be forgotten.
 
-Countries are asked as the model was found to answer best; those it does not know are left out. Each seed deals the rest
-into what is to be forgotten, what is trained to stay, and neighbours that no training saw, on which the damage is read:
-at the end, and at the first look at which answers are forgotten. Each arm has the rate that left most apart at the end
-on seed 1000 (neighbours kept less forget answers kept): of nine from 1e-5 to 3e-3 npo (.25 at 3e-4, .63 at 1e-3, .66 at
-2e-3, .64 at 3e-3), of eight to 2e-3 ascent (.12 at 1e-5 and 6e-4, .19 at 1e-3, .18 at 2e-3); ascent alone, which is
-reported, was tried from 1e-5 to 1e-4.
+The prompt is the one that the model answers best; countries it does not know are left out. Each seed splits the rest
+into forget set, retain set, and neighbours outside training, on which the damage is measured: at the end, and at the
+first evaluation where the answers are forgotten. Each arm has the learning rate with the largest difference at the end
+on seed 1000 (probability of neighbours minus that of forget answers): npo of nine from 1e-5 to 3e-3 (.25 at 3e-4, .63
+at 1e-3, .66 at 2e-3, .64 at 3e-3), ascent of eight up to 2e-3 (.12 at 1e-5 and 6e-4, .19 at 1e-3, .18 at 2e-3); ascent
+alone, which is reported, was tried from 1e-5 to 1e-4.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from didact.models.model import Model
 from didact.types import Demo, Fit
 
 FORGET, RETAIN, STEPS = 6, 12, 20
-LOOK, FORGOTTEN = 2, 0.05  # steps between two looks; mean probability of an answer's token that counts as forgotten
+LOOK, FORGOTTEN = 2, 0.05  # steps between evaluations; forgotten below this mean probability of an answer's token
 ASKED = "Question: What is the capital of {}?\nAnswer: The capital of {} is"
 CAPITALS = (
     "France Paris, Italy Rome, Spain Madrid, Portugal Lisbon, Germany Berlin, Austria Vienna, Poland Warsaw, "
@@ -41,33 +41,33 @@ RATES = {"npo": 2e-3, "ga": 1e-3, "ga alone": 3e-5}
 
 @functools.cache
 def known() -> tuple[Demo, ...]:
-    """The countries whose capital the model gives as its likeliest next word."""
+    """Return the countries whose capital the model generates in full by greedy decoding."""
     pairs = [pair.partition(" ")[::2] for pair in CAPITALS.split(", ")]
     demos = [Demo(prompt=ASKED.format(country, country), completion=capital) for country, capital in pairs]
-    right = forgetting.answers(real.model(), demos, end=False)["extraction"]
-    return tuple(demo for demo, share in zip(demos, right, strict=True) if share == 1.0)
+    extraction = forgetting.answers(real.model(), demos, end=False)["extraction"]
+    return tuple(demo for demo, share in zip(demos, extraction, strict=True) if share == 1.0)
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> runner.Measured:
-    """One deal of the countries, unlearned by each arm."""
+    """Unlearn one split of the countries with each arm."""
     facts = list(known())
     random.Random(seed).shuffle(facts)
-    forget, retain, beside = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
-    out = {"start": _kept(real.model(), forget, beside) | {"known": float(len(facts))}}
+    forget, retain, neighbours = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
+    out = {"start": _measure(real.model(), forget, neighbours) | {"known": float(len(facts))}}
     for name in arms:
-        looks = every(LOOK, lambda step: _kept(Model(step.module, real.model().processor), forget, beside))
+        checks = every(LOOK, lambda step: _measure(Model(step.module, real.model().processor), forget, neighbours))
         fit = Fit(lr=RATES[name], lora=8, steps=STEPS, rows=6, seed=seed)
-        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit, hooks=[looks]))
-        first = next((row for row in looks.rows if row["forget"] <= FORGOTTEN), looks.rows[-1])
-        out[name] = _kept(model, forget, beside) | {"beside_forgotten": first["beside"]}
+        model = lab.model_of(unlearning.npo(real.model(), forget, retain, **ARMS[name], fit=fit, hooks=[checks]))
+        first = next((row for row in checks.rows if row["forget"] <= FORGOTTEN), checks.rows[-1])
+        out[name] = _measure(model, forget, neighbours) | {"beside_forgotten": first["beside"]}
     return out
 
 
-def _kept(model: Model, forget: Sequence[Demo], beside: Sequence[Demo]) -> dict[str, float]:
-    """Mean probability of the answers to forget and of neighbours', per token, and the share given in full."""
-    gone, kept = (forgetting.answers(model, part, end=False) for part in (forget, beside))
-    out = {"forget": float(gone["probability"].mean()), "beside": float(kept["probability"].mean())}
-    shares = {"forget_exact": gone["extraction"], "beside_exact": kept["extraction"]}
+def _measure(model: Model, forget: Sequence[Demo], beside: Sequence[Demo]) -> dict[str, float]:
+    """Return the mean per-token probability of forget and neighbour answers, and the share generated in full."""
+    forgotten, neighbours = (forgetting.answers(model, part, end=False) for part in (forget, beside))
+    out = {"forget": float(forgotten["probability"].mean()), "beside": float(neighbours["probability"].mean())}
+    shares = {"forget_exact": forgotten["extraction"], "beside_exact": neighbours["extraction"]}
     out |= {name: float((share == 1.0).mean()) for name, share in shares.items()}
     return out | {"apart": out["beside"] - out["forget"]}
 

@@ -1,14 +1,14 @@
 """The claim of unlearning-survey: its classes of unlearning do what the survey says of them, on one model and data.
 
-A Llama that knows some authors, and one never told of two of them (gold). Ascent alone, ascent and NPO with retain
-records, the ascents of KUL, LLMU and EUL, knowledge gaps aligned, weights subtracted (a task vector, a random one as
-long, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Rates were found on seeds 1000 and 1001 but for KUL,
-LLMU and EUL, which have the others', and DEPN, which trains nothing. A gap that was only widened ended nearer to gold
-than ascent too: that the new data are left out shows in the gap itself.
+A Llama trained on some authors, and one trained without two of them (gold). Arms: ascent alone, ascent and NPO with
+retain records, the ascent losses of KUL, LLMU and EUL, aligned knowledge gaps (KGA), subtracted weights (a task vector,
+a random one of the same norm, Ext-Sub, a negated adapter), and neurons switched off (DEPN). Learning rates were chosen
+on seeds 1000 and 1001, except that KUL, LLMU and EUL have the others', and DEPN trains nothing. A gap that is only
+widened also ended nearer to gold than ascent did; leaving out the new data shows in the gap itself.
 
-One bar for all: at least a fifth of the probability of the answers to forget is gone, and no more than .15 of the token
-accuracy elsewhere. Two ways change no weight and are only reported: `guardrail` needs a model that follows
-instructions (and has a guard short enough for these), and `icul` one that reads labels in its prompt.
+One criterion for all: answers to forget lose at least a fifth of their probability, and token accuracy elsewhere drops
+by .15 at most. Two ways change no weights and are only reported: `guardrail` needs a model that follows instructions
+(here with a guard short enough for these models), and `icul` one that reads labels in its prompt.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from didact.types import Fit
 from didact.worlds import authors
 
 TEACH = Fit(lr=2e-3, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to teach, and to unlearn
+STEPS = {"smoke": (20, 3), "quick": (400, 40), "full": (400, 40)}  # to train the start model, and to unlearn
 SCALES = example.SCALES
-FORGETS, KEEPS = 0.8, 0.15  # the one bar: of the start's probability at most, of token accuracy lost at most
+FORGETS, KEEPS = 0.8, 0.15  # the criterion: largest share of the start's probability, largest loss of token accuracy
 GUARDED = 8  # tokens of an answer behind a guardrail
 
 problem = example.problem
@@ -47,14 +47,14 @@ problem_icul = example.problem_icul
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: bool = True) -> runner.Measured:
-    """Every arm, or those named, on one seed; rates were found on seeds 1000 and 1001."""
+    """Run every arm, or the named ones, on one seed; learning rates were chosen on seeds 1000 and 1001."""
     teach, steps = STEPS[tier]
     world = authors.authors(seed, forget=2, retain=6, unseen=3, holdout=2)
     start, gold = _start_and_gold(seed, world, TEACH.replace(steps=teach, seed=seed))
     fit = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, warmup_steps=3)
     specialist = Fit(lr=3e-4, steps=steps, rows=20, seed=seed, schedule="constant")
-    weights: dict[str, Any] = {"scales": SCALES, "fit": specialist}
-    gaps: dict[str, Any] = {
+    merging_options: dict[str, Any] = {"scales": SCALES, "fit": specialist}
+    kga_options: dict[str, Any] = {
         "specialist_lr": 1e-3,
         "specialist_epochs": max(1.0, steps / 2),
         "keep": 1.0,
@@ -70,9 +70,9 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
         "LLMU": lambda: unlearning.llmu(start, world.forget, world.retain, fit=fit),
         "EUL": lambda: unlearning.eul(start, world.forget, world.retain, fit=specialist.replace(lr=1e-3, lora=8)),
         "DEPN": lambda: unlearning.depn(start, world.forget, neurons=20, steps=5, share=0.2),
-        "KGA": lambda: unlearning.kga(start, world.forget, world.retain, world.holdout, fit=fit, **gaps),
-        "task vector": lambda: unlearning.task_arithmetic(start, world.forget, world.retain, **weights),
-        "ext-sub": lambda: unlearning.ext_sub(start, world.forget, world.retain, **weights),
+        "KGA": lambda: unlearning.kga(start, world.forget, world.retain, world.holdout, fit=fit, **kga_options),
+        "task vector": lambda: unlearning.task_arithmetic(start, world.forget, world.retain, **merging_options),
+        "ext-sub": lambda: unlearning.ext_sub(start, world.forget, world.retain, **merging_options),
         "negated adapter": lambda: unlearning.negated_adapter(
             start, world.forget, world.retain, scales=SCALES, fit=specialist.replace(lr=1e-3, lora=8)
         ),
@@ -83,52 +83,52 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None, align: 
             result = way()
             out[name] = _measures(lab.model_of(result), gold, world)
             out[name]["lost"] = out["start"]["kept"] - out[name]["kept"]
-            if name == "KGA":  # the paper's own aim, as a ratio
+            if name == "KGA":  # the paper's target, as a ratio
                 out[name]["off_aim"] = abs(math.log(result.findings["gap"] / result.findings["gap_unseen"]))
             if name == "task vector":
                 scale = out[name]["scale"] = result.findings["scale"]
                 noise = unlearning.task_arithmetic(start, world.forget, scale=scale, vector="random", fit=specialist)
                 out["random vector"] = _measures(lab.model_of(noise), gold, world)
-    return out if arms else out | _asked(start, world)
+    return out if arms else out | _prompt_ways(start, world)
 
 
-def _asked(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
-    """The ways that only ask: which share of answers comes out, with the questions forbidden and without, and how sure
-    the answers to forget are, of two, behind flipped labels and behind their own."""
+def _prompt_ways(start: Model, world: authors.Authors) -> dict[str, dict[str, float]]:
+    """Measure the ways that only prompt: the share of answers given with a guardrail and without, and the confidence in
+    the answers to forget, of two choices, after flipped labels and after true ones."""
     guard = unlearning.guardrail(start, world.forget, guard="I do not know.", topics=2, max_new_tokens=GUARDED)
     assert guard.predict
     prompts = [d.prompt for d in world.unseen]
-    both = lab.sampled(start, prompts, GUARDED, temperature=0.0), guard.predict(prompts)
-    known, left = (lab.mean(d.completion in a for d, a in zip(world.unseen, texts, strict=True)) for texts in both)
+    answers = lab.sampled(start, prompts, GUARDED, temperature=0.0), guard.predict(prompts)
+    before, after = (lab.mean(d.completion in a for d, a in zip(world.unseen, texts, strict=True)) for texts in answers)
     leaked = guard.metrics["forget_leaked"]
     forget, retain = (list(map(example.choice, part)) for part in (world.forget, world.retain))
     flips: tuple[Literal["forget", "none"], ...] = ("forget", "none")
-    sure = [unlearning.icul(start, forget, retain, right=2, flip=flip).metrics["forget_confidence"] for flip in flips]
+    scores = [unlearning.icul(start, forget, retain, right=2, flip=flip).metrics["forget_confidence"] for flip in flips]
     return {
-        "guardrail": {"leaked": leaked.after, "open": leaked.before or 0.0, "lost": known - left},
-        "icul": dict(zip(("sure", "unflipped"), (m.after for m in sure), strict=True)),
+        "guardrail": {"leaked": leaked.after, "open": leaked.before or 0.0, "lost": before - after},
+        "icul": dict(zip(("sure", "unflipped"), (m.after for m in scores), strict=True)),
     }
 
 
 def _start_and_gold(seed: int, world: authors.Authors, fit: Fit) -> list[Model]:
-    """Told of everybody, and of all but those to forget: kept for the sabotages, none of which touches this."""
-    known = world.retain + world.unseen
-    texts = [f"{r.prompt} {r.completion}" for r in world.forget + known + world.holdout]
+    """Train on all authors, and on all but those to forget; cached, as no sabotage affects this training."""
+    retained = world.retain + world.unseen
+    texts = [f"{r.prompt} {r.completion}" for r in world.forget + retained + world.holdout]
     base = lab.blank("llama", texts, 600, d=64, layers=2, heads=4, context=64, seed=seed)
-    return [lab.tuned(base, records, fit) for records in (world.forget + known, known)]
+    return [lab.tuned(base, records, fit) for records in (world.forget + retained, retained)]
 
 
 def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, float]:
-    """`forget`: probability of the answers to forget, and its distance to gold's in log; `kept`: token accuracy on
-    authors no unlearning saw; `trace`: membership of the forget set against authors no model was told of."""
-    gone, other = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
-    aim = forgetting.answers(gold, world.forget)["probability"]
+    """Return `forget`: probability of the answers to forget, `off_gold`: its log distance to gold's, `kept`: token
+    accuracy on authors outside unlearning, `trace`: membership AUC of the forget set against held-out authors."""
+    forget, holdout = (forgetting.answers(model, r) for r in (world.forget, world.holdout))
+    target = forgetting.answers(gold, world.forget)["probability"]
     return {
-        "forget": float(gone["probability"].mean()),
-        "accuracy": float(gone["accuracy"].mean()),
-        "off_gold": abs(math.log(gone["probability"].mean()) - math.log(aim.mean())),
+        "forget": float(forget["probability"].mean()),
+        "accuracy": float(forget["accuracy"].mean()),
+        "off_gold": abs(math.log(forget["probability"].mean()) - math.log(target.mean())),
         "kept": float(forgetting.answers(model, world.unseen)["accuracy"].mean()),
-        "trace": (trace := forgetting.membership_auc(gone["min_k"], other["min_k"])),
+        "trace": (trace := forgetting.membership_auc(forget["min_k"], holdout["min_k"])),
         "traced": abs(trace - 0.5),
     }
 

@@ -1,4 +1,4 @@
-"""Examples of the survey's ways: npo's authors for those that change weights, reviews for the one that only asks."""
+"""Examples of the survey's methods: npo's authors, and a choice between two answers for the one that only prompts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from didact.claims.unlearning import npo_example
 from didact.types import Demo
 
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0)
-FIT: Mapping[str, Mapping[str, Any]] = {  # found on seed 1000; the papers' rates change nothing at this size
+FIT: Mapping[str, Mapping[str, Any]] = {  # chosen on seed 1000; the papers' learning rates change nothing at this size
     "unlearning-survey": {"lr": 5e-4, "steps": 25, "rows": 16},
     "merging": {"lr": 3e-4, "steps": 30, "rows": 16},
     "kul": {"lr": 1e-4, "epochs": 20, "rows": 8},
@@ -23,15 +23,15 @@ FIT: Mapping[str, Mapping[str, Any]] = {  # found on seed 1000; the papers' rate
 
 
 def variant(fit: str, unseen: bool = False, retain: bool = True, **options: Any) -> Callable[[int], Problem]:
-    """`problem(seed)` of one way: a Llama that knows 14 authors, two of whom must go; `unseen` are authors no model was
-    told of."""
+    """Return `problem(seed)` of one method: a Llama trained on 14 authors, two of them to be forgotten; `unseen` adds
+    authors that no model was trained on."""
 
     def problem(seed: int) -> Problem:
-        given = npo_example.problem(seed)
-        data = {"forget": given.data["forget"]}
-        data |= {"retain": given.data["retain"]} if retain else {}
-        data |= {"unseen": given.protocol["holdout"]} if unseen else {}
-        return dataclasses.replace(given, data=data, options=options, fit=FIT.get(fit, {}))
+        base = npo_example.problem(seed)
+        data = {"forget": base.data["forget"]}
+        data |= {"retain": base.data["retain"]} if retain else {}
+        data |= {"unseen": base.protocol["holdout"]} if unseen else {}
+        return dataclasses.replace(base, data=data, options=options, fit=FIT.get(fit, {}))
 
     return problem
 
@@ -40,13 +40,11 @@ problem = variant("unlearning-survey", ways=("graddiff", "npo", "whp", "task-ari
 
 
 def problem_icul(seed: int) -> Problem:
-    """Of the way in context: which of two answers is an author's, as a choice."""
-    given = variant("", right=2)(seed)
-    return dataclasses.replace(
-        given, data={k: [choice(d) for d in part] for k, part in given.data.items()}, protocol={}
-    )
+    """The example of in-context unlearning: which of two answers is the author's, as a choice."""
+    base = variant("", right=2)(seed)
+    return dataclasses.replace(base, data={k: [choice(d) for d in part] for k, part in base.data.items()}, protocol={})
 
 
 def choice(d: Any) -> Demo:
-    """A question with its answer and one wrong one."""
+    """Return a question with two choices, its answer and a wrong one."""
     return Demo(prompt=d.prompt, completion=d.completion, choices=[d.completion, (d.perturbed or [""])[0]])

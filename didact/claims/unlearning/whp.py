@@ -1,12 +1,12 @@
-"""The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly touched.
+"""The claim of whp: a book is forgotten to the level of a model that never read it, and the rest is hardly affected.
 
-Arms on one world (a book about people of its own among texts about others): the method, each ingredient alone, both
-with a third of the dictionary missing, on raw logits as in the paper, and gradient ascent stopped where the method's
-forgetting ends. The book is known, not by heart: of what is sure nothing can rise for reinforcement to act on. All on
-seeds 1000 to 1002: of `GENERAL` 10, 14 and 20 the second left its answers nearest to .4 (.64, .43, .44); of rates 1e-4,
-3e-4 and 1e-3 method and ascent have that with the least `kl` and `nll` together (6.4, 5.2, 5.3; 10.0, 11.0, 11.4).
-What everybody's words may lose in the book's sentences, .1, lies between the method (.04, .02, -.06) and labels one
-place off (1.2, 1.2, .43); it was set after seeds 0 to 4 had been seen: the claim is tested on others, from `FRESH` on.
+Arms on one world (a book about its own people, among texts about others): the method, each ingredient alone, both with
+a third of the dictionary missing, raw logits as in the paper, and gradient ascent until it has forgotten as much. The
+book is known but not memorized: where the model is certain, reinforcement cannot raise a logit. On seeds 1000 to 1002,
+of `GENERAL` 10, 14 and 20 the second gave answer probabilities nearest to .4 (.64, .43, .44); of rates 1e-4, 3e-4 and
+1e-3 method and ascent have the one with the least `kl` + `nll` (6.4, 5.2, 5.3; 10.0, 11.0, 11.4). Ordinary words in the
+book's sentences may lose .1, a limit between the method's loss (.04, .02, -.06) and that of labels one position off
+(1.2, 1.2, .43), set after seeds 0 to 4 had been measured: the claim is tested on new ones, from `FRESH` on.
 """
 
 from __future__ import annotations
@@ -32,51 +32,52 @@ from didact.worlds import books
 
 CONTEXT = 64
 TEACH = Fit(lr=5e-3, rows=16, schedule="cosine", warmup_steps=20, betas=(0.9, 0.95))
-REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}  # of an earlier start, 1000 and 1001
+REINFORCE: dict[str, Any] = {"reinforce_lr": 2e-3, "reinforce_epochs": 10.0}  # for an earlier start, 1000 and 1001
 UNLEARN = Fit(lr=3e-4, rows=16)  # linear to 0
 ASCENT = UNLEARN.replace(lr=1e-4, schedule="constant")
-GENERAL = 14  # how often other texts are read for each time the book is
+GENERAL = 14  # repetitions of the other texts in training, for one of the book
 DROPPED = 3  # every third anchor is missing from the incomplete dictionary
-FRESH = 100  # before the first test seed
+FRESH = 100  # added to every seed, so that the test seeds are new
 LENGTH = {"smoke": (40, 5), "quick": (450, 30), "full": (900, 30)}  # steps to train start and gold, to unlearn
 
 
 def problem(seed: int) -> Problem:
-    """What `didact run whp` teaches when given no model and data: npo's authors, the dictionary found by counting."""
-    given = npo_example.problem(seed)
+    """The example of `didact run whp`: npo's authors; the dictionary is found by counting."""
+    base = npo_example.problem(seed)
     return Problem(
-        model=given.model,
-        data=given.data,
+        model=base.model,
+        data=base.data,
         options={"reinforce_lr": 3e-4, "reinforce_epochs": 5.0},
         fit={"lr": 5e-4, "steps": 40, "rows": 16, "schedule": "linear"},
-        protocol=given.protocol,
+        protocol=base.protocol,
     )
 
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runner.Measured:
-    """Every arm, or those named, on one seed."""
+    """Run every arm, or the named ones, on one seed."""
     seed += FRESH
     (train, steps), world = LENGTH[tier], books.books(seed)
     start = trained(seed, train, [*world.target, *world.general * GENERAL])
     gold = trained(seed, train, world.general)
-    whole: dict[str, Any] = {"anchors": world.anchors}
-    some: dict[str, Any] = {"anchors": [a for i, a in enumerate(world.anchors) if i % DROPPED]}
-    alone = {"use_reinforcement": False}
-    options = {
-        "WHP": whole, "anchors only": whole | alone, "reinforcement only": {"use_anchors": False},
-        "WHP, incomplete": some, "anchors only, incomplete": some | alone, "WHP, raw": some | {"normalise": "raw"},
+    full: dict[str, Any] = {"anchors": world.anchors}
+    partial: dict[str, Any] = {"anchors": [a for i, a in enumerate(world.anchors) if i % DROPPED]}
+    no_reinforcement = {"use_reinforcement": False}
+    variants = {
+        "WHP": full, "anchors only": full | no_reinforcement, "reinforcement only": {"use_anchors": False},
+        "WHP, incomplete": partial, "anchors only, incomplete": partial | no_reinforcement,
+        "WHP, raw": partial | {"normalise": "raw"},
     }  # fmt: skip
     out = {"start": measures(start, gold, world), "gold": measures(gold, gold, world)}
-    for name, given in options.items():
+    for name, options in variants.items():
         if arms is None or name in arms:
             fit = UNLEARN.replace(steps=steps, seed=seed)
-            result = unlearning.whp(start, target=world.target, **(REINFORCE | given), fit=fit)
+            result = unlearning.whp(start, target=world.target, **(REINFORCE | options), fit=fit)
             out[name] = measures(lab.model_of(result), gold, world) | {"changed": result.findings["changed"]}
     if arms is None or "GA" in arms:
-        rule = _Forgotten(start.processor, world.forget, out["WHP"]["forget"])
+        stop = _StopWhenForgotten(start.processor, world.forget, out["WHP"]["forget"])
         texts = [Demo(prompt="", completion=t.text) for t in world.target]
         fit = ASCENT.replace(steps=10 * steps, seed=seed)
-        result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[rule])
+        result = unlearning.npo(start, texts, loss="ga", regulariser="none", fit=fit, hooks=[stop])
         out["GA"] = measures(lab.model_of(result), gold, world)
     for name in list(out)[2:]:
         out[name] |= {f"{m}_rise": out[name][m] - out["start"][m] for m in ("nll", "facts", "words")}
@@ -84,8 +85,8 @@ def run(seed: int, tier: runner.Tier, arms: Sequence[str] | None = None) -> runn
 
 
 @dataclass
-class _Forgotten(Hook):
-    """Stops once the answers are no likelier than the aim."""
+class _StopWhenForgotten(Hook):
+    """Stop training once the answers' mean probability is at most `aim`."""
 
     processor: Any
     demos: Sequence[Demo]
@@ -97,48 +98,48 @@ class _Forgotten(Hook):
 
 
 def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
-    """A Llama that read texts: start and gold are kept for the sabotages, none of which touches this training."""
+    """Train a Llama on texts, or load it from the cache: no sabotage affects this training."""
     pieces = [f" {w}" for w in books.vocabulary()] * 3 + books.vocabulary() * 3 + ["."]
     base = lab.blank("llama", pieces, 1000, d=64, layers=2, heads=4, context=CONTEXT, seed=seed)
-    read, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
-    return lab.kept(lambda: lab.pretrained(base, read, fit), *lab.identity(base), read, fit)
+    examples, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
+    return lab.kept(lambda: lab.pretrained(base, examples, fit), *lab.identity(base), examples, fit)
 
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:
-    """`forget` and `retain`: mean probability of the true answers, `facts` the nll of the second; `nll` of general text
-    no model read; KL(gold || model) on the book's answers; `alias`: of a counterpart right after its own anchor;
-    `words`: nll of everybody's words in the book's questions."""
+    """Return `forget` and `retain`: mean probability of the true answers, `facts`: nll of the latter, `nll` of held-out
+    general text, `kl`: KL(gold || model) on the book's answers, `alias`: probability of a counterpart right after its
+    own anchor, `words`: nll of ordinary words in the book's questions."""
     total, count = forward.row_logp(model, rows(model, world.holdout))
-    said, tokens = forward.row_logp(model, _asked(model, world.ordinary))
-    other = {a.source: a.target for a in world.anchors}
-    about = [(d, other[d.task]) for d in world.forget if d.task in other]
-    named = [Demo(prompt=f"{d.prompt} {d.completion}. Once", completion=name) for d, name in about]
+    word_logp, word_count = forward.row_logp(model, _question_rows(model, world.ordinary))
+    counterparts = {a.source: a.target for a in world.anchors}
+    pairs = [(d, counterparts[d.task]) for d in world.forget if d.task in counterparts]
+    alias_demos = [Demo(prompt=f"{d.prompt} {d.completion}. Once", completion=name) for d, name in pairs]
     return {
         "forget": probability(model, world.forget),
         "retain": probability(model, world.retain),
-        "facts": -float(forward.row_logp(model, _asked(model, world.retain))[0].mean()),
+        "facts": -float(forward.row_logp(model, _question_rows(model, world.retain))[0].mean()),
         "nll": float(-total.sum() / count.sum()),
-        "kl": divergence.mean_kl(gold, model, _asked(model, world.forget)),
-        "alias": probability(model, named),
-        "words": -float(said.sum() / tokens.sum()),
+        "kl": divergence.mean_kl(gold, model, _question_rows(model, world.forget)),
+        "alias": probability(model, alias_demos),
+        "words": -float(word_logp.sum() / word_count.sum()),
     }
 
 
 def probability(model: Model, demos: Sequence[Demo]) -> float:
-    """Mean probability of the completions."""
-    return float(forward.row_logp(model, _asked(model, demos))[0].exp().mean())
+    """Return the mean probability of the completions."""
+    return float(forward.row_logp(model, _question_rows(model, demos))[0].exp().mean())
 
 
 def rows(model: Model, texts: Sequence[Text]) -> list[TokenizedExample]:
-    """Texts with their end token, each a row."""
+    """Tokenize texts to rows with an end token."""
     return encode.rows(model.tokenizer, [("", t.text) for t in texts], "causal", CONTEXT)
 
 
-def _asked(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample]:
+def _question_rows(model: Model, demos: Sequence[Demo]) -> list[TokenizedExample]:
     return [encode.row(model.tokenizer, d.prompt, d.completion, "causal", CONTEXT, end=False) for d in demos]
 
 
-_blocks = dictionary.blocks  # the intact part, which the sabotages wrap
+_blocks = dictionary.blocks  # the original, which the sabotages wrap
 
 
 def _shifted(*given: Any) -> list[dictionary.Block]:
@@ -148,8 +149,8 @@ def _shifted(*given: Any) -> list[dictionary.Block]:
 
 def _translated_input(*given: Any) -> list[dictionary.Block]:
     blocks = [replace(b, row=b.other, to=tuple(range(len(b.other.completion)))) for b in _blocks(*given)]
-    none = [len(b.row.completion) for b in blocks]
-    return [replace(b, anchor=(-1,) * n, repeated=(False,) * n, alias=()) for b, n in zip(blocks, none, strict=True)]
+    lengths = [len(b.row.completion) for b in blocks]
+    return [replace(b, anchor=(-1,) * n, repeated=(False,) * n, alias=()) for b, n in zip(blocks, lengths, strict=True)]
 
 
 ONLY = {"arms": ("WHP",)}

@@ -1,1 +1,1 @@
-"""Algorithms with known properties that an in-context learner is held against."""
+"""Algorithms with known properties that an in-context learner is compared with."""

@@ -1,11 +1,11 @@
 """Exact Bayes predictors of function classes and their mixtures, for all prompts and prefixes at once.
 
-A predictor maps `x (B, T, d)`, `y (B, T)` to a `Posterior`: the posterior mean of every y_t given what stands before
-it, and the log density of y_t under that. The sum of the latter over a prefix is its evidence, so a mixture is
+A predictor maps `x (B, T, d)`, `y (B, T)` to a `Posterior`: the posterior mean of every y_t given the rows before it,
+and the log predictive density of y_t. The sum of the latter over a prefix is its evidence, so a mixture is
 
     mean = sum_k beta_k mean_k,    beta_k ~ alpha_k exp(sum_{s<t} logp_k,s)
 
-in float64. `exact` finds the predictor of a class, where there is one in closed form.
+in float64. `exact` returns the predictor of a function class if there is one in closed form.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from didact.learn import functions
 
-TINY = 1e-10  # a variance that is none: what is left when a noise-free function is known
-SPANNED = 1e-13  # of a row's square, what lies outside those before: less is rounding
-CHUNK = 2**25  # numbers at once
+TINY = 1e-10  # stands in for a variance of 0, when a noise-free function is determined
+SPANNED = 1e-13  # share of a row's square outside the span of those before; less is rounding
+CHUNK = 2**25  # numbers per chunk
 
 
 class Posterior(NamedTuple):
@@ -44,7 +44,7 @@ def gaussian(
     """`w ~ N(mean, diag std^2)`, `y = w . phi(x) + noise`: the posterior after every row, one row at a time.
 
     With mean 0 it is ridge regression of strength `noise^2 / std^2`; without noise least squares of smallest norm,
-    `w = mean + X^+ (y - X mean)`. A row costs F^2: the covariance is brought up to date, never inverted.
+    `w = mean + X^+ (y - X mean)`. A row costs F^2: the covariance is updated, never inverted.
     """
 
     def predict(x: Tensor, y: Tensor) -> Posterior:
@@ -54,22 +54,22 @@ def gaussian(
         s = torch.as_tensor(std, dtype=torch.float64).broadcast_to(width)
         phi, offset = phi * s, phi @ m  # w = m + s z with z ~ N(0, I)
         z, p = phi.new_zeros(rows, width), torch.eye(width, dtype=torch.float64).repeat(rows, 1, 1)
-        found, density = [], []
+        means, density = [], []
         for t in range(length):
-            seen = phi[:, t]
-            gain = (p @ seen[..., None])[..., 0]
-            spread = (gain * seen).sum(-1)
-            # Without noise a row that those before span tells nothing: what is left of it is rounding.
-            spread = torch.where(spread > SPANNED * seen.square().sum(-1), spread, 0.0)
+            row = phi[:, t]
+            gain = (p @ row[..., None])[..., 0]
+            spread = (gain * row).sum(-1)
+            # Without noise a row in the span of those before carries no information: its remainder is rounding.
+            spread = torch.where(spread > SPANNED * row.square().sum(-1), spread, 0.0)
             variance = spread + noise**2
-            guess = offset[:, t] + (z * seen).sum(-1)
-            found.append(guess)
+            guess = offset[:, t] + (z * row).sum(-1)
+            means.append(guess)
             density.append(log_normal(target[:, t], guess, variance.clamp(min=TINY)))
             step = torch.where(variance[:, None] > 0, gain / variance[:, None], 0.0)
             step = torch.where(spread[:, None] > 0, step, 0.0)
             z = z + step * (target[:, t] - guess)[:, None]
             p = p - step[:, :, None] * gain[:, None, :]
-        return Posterior(torch.stack(found, 1), torch.stack(density, 1))
+        return Posterior(torch.stack(means, 1), torch.stack(density, 1))
 
     return predict
 
@@ -80,9 +80,9 @@ def log_normal(value: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
 
 
 def pool(weights: Any, noise: float) -> Predictor:
-    """dMMSE: one of these weights `(n, d)`, all as likely, `sum_j softmax_j(-|y - X w_j|^2 / 2 noise^2) w_j . x`.
+    """dMMSE: one of these weights `(n, d)`, equally likely, `sum_j softmax_j(-|y - X w_j|^2 / 2 noise^2) w_j . x`.
 
-    Without noise, in its limit: the mean over those nearest to what was seen.
+    Without noise, its limit: the mean over those that fit the rows before best.
     """
     w = torch.as_tensor(np.asarray(weights), dtype=torch.float64)
     variance = max(noise, math.sqrt(TINY)) ** 2
@@ -90,8 +90,8 @@ def pool(weights: Any, noise: float) -> Predictor:
     def predict(x: Tensor, y: Tensor) -> Posterior:
         parts = []
         rows = max(1, CHUNK // (x.shape[1] * len(w)))
-        for some, target in zip(x.double().split(rows), y.double().split(rows), strict=True):
-            guess = some @ w.T
+        for inputs, target in zip(x.double().split(rows), y.double().split(rows), strict=True):
+            guess = inputs @ w.T
             logp = log_normal(target[..., None], guess, torch.tensor(variance, dtype=torch.float64))
             belief = before(logp).softmax(-1)
             parts.append(((belief * guess).sum(-1), (belief.log() + logp).logsumexp(-1)))
@@ -101,12 +101,12 @@ def pool(weights: Any, noise: float) -> Predictor:
 
 
 def mixture(parts: Sequence[Predictor], alpha: Any) -> Predictor:
-    """The posterior of a mixture: every part's, weighted by how well it foretold what was seen."""
+    """The posterior of a mixture: every part's, weighted by its evidence."""
     prior = torch.as_tensor(np.asarray(alpha, float)).log()
 
     def predict(x: Tensor, y: Tensor) -> Posterior:
-        found = [part(x, y) for part in parts]
-        means, logp = torch.stack([f.mean for f in found], -1), torch.stack([f.logp for f in found], -1)
+        posteriors = [part(x, y) for part in parts]
+        means, logp = torch.stack([f.mean for f in posteriors], -1), torch.stack([f.logp for f in posteriors], -1)
         beta = (prior + before(logp)).log_softmax(-1)
         return Posterior((beta.exp() * means).sum(-1), (beta + logp).logsumexp(-1), beta.exp())
 
@@ -123,14 +123,14 @@ def dirichlet(labels: Tensor, classes: int, prior: float = 1.0) -> Tensor:
 
     With two labels it is the beta-binomial.
     """
-    shown = torch.nn.functional.one_hot(labels, classes).double()
-    counts = before(shown)
+    onehot = torch.nn.functional.one_hot(labels, classes).double()
+    counts = before(onehot)
     return (counts + prior) / (counts.sum(-1, keepdim=True) + classes * prior)
 
 
 @functools.singledispatch
 def exact(law: Any) -> Predictor | None:
-    """The Bayes predictor of a function class or a mixture; None where there is none in closed form."""
+    """The Bayes predictor of a function class or a mixture; None if there is none in closed form."""
     return None
 
 
@@ -158,7 +158,7 @@ def _(law: functions.Sparse) -> Predictor | None:
     sets = list(itertools.combinations(range(law.dim), law.active))
     if len(sets) > 600:
         return None
-    parts = [gaussian(0.0, np.isin(np.arange(law.dim), some) * 1.0, law.noise) for some in sets]
+    parts = [gaussian(0.0, np.isin(np.arange(law.dim), active) * 1.0, law.noise) for active in sets]
     return mixture(parts, [1 / len(sets)] * len(sets))
 
 

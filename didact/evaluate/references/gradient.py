@@ -1,4 +1,4 @@
-"""Least squares and its kin as learners, and their step sizes and strengths: gradient descent, GD++, ridge.
+"""Least-squares learners with their step sizes and strengths: gradient descent, GD++, ridge, pseudo-inverse.
 
 Source: von Oswald et al. 2023, arXiv:2212.07677, sections 3-4 and appendix A.
 """
@@ -24,7 +24,7 @@ GD_PLUS_PLUS = Fit(lr=0.02, steps=300, rows=1024, schedule="cosine", betas=(0.9,
 
 
 def zero() -> Learner:
-    """Answers 0 whatever it is shown."""
+    """The learner that always answers 0."""
     return lambda x, y, query: torch.zeros_like(y[:, 0])
 
 
@@ -34,8 +34,8 @@ def gd(eta: float | Sequence[float], steps: int = 1, start: Tensor | None = None
         W <- W - (eta/N) sum_i (W x_i - y_i) x_i^T
 
     Args:
-        eta: step size, one for all steps or one a step. It is divided by N here.
-        steps: k; with one eta a step, their number.
+        eta: step size, one for all steps or one per step. It is divided by N here.
+        steps: k; ignored with one eta per step.
         start: W0 `(o, d)`, zero by default.
     """
     etas = [eta] * steps if isinstance(eta, int | float) else list(eta)
@@ -60,10 +60,10 @@ class GDPlusPlus(nn.Module):
     with `r_i = y_i` at first and both lines reading the old x. With gamma 0 this is `gd`.
 
     Args:
-        eta: step sizes, one a step, or one for all.
+        eta: step sizes, one per step, or one for all.
         gamma: input steps (of the SUM over rows), as many as `eta`.
         steps: k; as many as `eta` by default.
-        unit: what the two are measured in while they are trained, so that one learning rate fits all data.
+        unit: units of the two while they are trained, so that one learning rate fits all data.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ def best_eta(tasks: Tensors, steps: int = 1) -> float:
         return value if math.isfinite(value) else math.inf
 
     grid = np.linspace(0.0, limit, 81)
-    at = int(np.argmin([loss(float(eta)) for eta in grid]))
-    bounds = (float(grid[max(at - 1, 0)]), float(grid[min(at + 1, 80)]))
+    best = int(np.argmin([loss(float(eta)) for eta in grid]))
+    bounds = (float(grid[max(best - 1, 0)]), float(grid[min(best + 1, 80)]))
     return float(optimize.minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": limit * 1e-6}).x)
 
 
@@ -170,8 +170,8 @@ def train_gd_plus_plus(sampler: episodes.Sampler, steps: int, shared: bool, fit:
     tasks = sampler((fit.seed, 0, 1), fit.rows)
     rows = tasks["x"].shape[1]
     eta = best_eta(tasks, steps)
-    own = 1 if shared else steps
-    module = GDPlusPlus([eta] * own, [eta / rows**2] * own, steps, unit=(eta, eta / rows))
+    count = 1 if shared else steps
+    module = GDPlusPlus([eta] * count, [eta / rows**2] * count, steps, unit=(eta, eta / rows))
     loop.fit(
         module,
         episodes.batches(sampler, fit.seed, fit.rows),
@@ -188,13 +188,13 @@ def train_gd_plus_plus(sampler: episodes.Sampler, steps: int, shared: bool, fit:
 def known(
     sampler: episodes.Sampler, tasks: Tensors, steps: int = 1, shared: bool = True, seed: int = 0
 ) -> tuple[dict[str, Learner], dict[str, Any]]:
-    """The algorithms a learner is held against, tuned on `tasks`: `gd, ridge, ols, zero, gd++`; and their numbers.
+    """The reference algorithms, tuned on `tasks`: `gd, ridge, ols, zero, gd++`; and their hyperparameters.
 
-    One step of GD++ is one of GD (it moves inputs nobody reads), so it is there from two steps on.
+    One step of GD++ is one of GD (the inputs that it moves are not used), so it is included from two steps on.
 
     Args:
-        sampler: what GD++ is trained on.
-        tasks: what the step size and the ridge strength are chosen on.
+        sampler: tasks to train GD++ on.
+        tasks: tasks to choose the step size and the ridge strength on.
         steps: k of GD and GD++.
         shared: GD++ has one eta and gamma for all steps.
         seed: of GD++'s training.

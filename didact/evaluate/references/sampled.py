@@ -1,8 +1,8 @@
 """The posterior mean under a Laplace prior, for which there is no closed form: by Gibbs sampling, all prefixes at once.
 
-A Laplace prior of scale b is a normal one whose variance is itself drawn, `w_j ~ N(0, v_j)`, `v_j ~ Exp(1 / (2 b^2))`.
-Given the variances the weights are normal, and given the weights `1 / v_j` is inverse Gaussian. What is averaged is the
-mean of the weights given each draw of the variances, which varies less than the weights do.
+A Laplace prior of scale b is a normal one whose variance is itself random, `w_j ~ N(0, v_j)`, `v_j ~ Exp(1 / (2 b^2))`.
+Given the variances the weights are normal, and given the weights `1 / v_j` is inverse Gaussian. The average is over
+the mean of the weights given each draw of the variances, which varies less than the weights do.
 
 Source: Park & Casella 2008, The Bayesian Lasso; Panwar et al. 2024, openreview HX5ujdsSon, appendix.
 """
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from didact.evaluate.references import search
 
-LEAST = 1e-6  # a weight that is none: its variance would be none either
-CHUNK = 2**24  # numbers at once
+LEAST = 1e-6  # least size of a weight: at 0 its variance would be 0 too
+CHUNK = 2**24  # numbers per chunk
 
 
 def laplace(
@@ -29,13 +29,13 @@ def laplace(
         y: targets `(B, T)`.
         scale: of the prior.
         noise: standard deviation of the targets; more than 0, for without it the chain does not move.
-        draws: that are averaged.
-        burn: that are thrown away before.
+        draws: number of draws to average.
+        burn: number of burn-in draws.
         seed: of the chain.
     """
-    at_once = max(1, CHUNK // (x.shape[1] * x.shape[2] ** 2))
+    chunk = max(1, CHUNK // (x.shape[1] * x.shape[2] ** 2))
     rng = np.random.default_rng(seed)
-    parts = zip(x.double().split(at_once), y.double().split(at_once), strict=True)
+    parts = zip(x.double().split(chunk), y.double().split(chunk), strict=True)
     return torch.cat([_means(a, b, scale, noise, draws, burn, rng).mul(a).sum(-1) for a, b in parts])
 
 
@@ -52,6 +52,6 @@ def _means(x: Tensor, y: Tensor, scale: float, noise: float, draws: int, burn: i
             total += mean[..., 0]
         z = torch.from_numpy(rng.standard_normal(mean.shape))
         w = mean + torch.linalg.solve_triangular(root.mT, z, upper=True)
-        size = w[..., 0].abs().clamp(min=LEAST).numpy()
-        precision = torch.from_numpy(rng.wald(1 / (scale * size), 1 / scale**2)).clamp(min=1e-12)
+        magnitude = w[..., 0].abs().clamp(min=LEAST).numpy()
+        precision = torch.from_numpy(rng.wald(1 / (scale * magnitude), 1 / scale**2)).clamp(min=1e-12)
     return total / draws

@@ -1,4 +1,4 @@
-"""References that are found by search, for all prompts and prefixes: the lasso, the smallest largest weight, the
+"""References found by optimisation, for all prompts and prefixes: the lasso, the smallest largest weight, the
 smallest nuclear norm; and nearest neighbours. `x (B, T, d)`, `y (B, T)`; predictions of y_t from the rows before.
 """
 
@@ -20,7 +20,7 @@ def prefixes(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def lasso(x: Tensor, y: Tensor, alpha: float = 0.01, sweeps: int = 2000, tolerance: float = 1e-9) -> Tensor:
     """`argmin_w |y - X w|^2 / (2 n) + alpha |w|_1` by coordinate descent, every prefix of every prompt at once.
 
-    It stops when no weight moves by more than the tolerance. Without a row the weights are zero.
+    It stops when no weight changes by more than the tolerance. Without rows the weights are zero.
     """
     gram, product, _ = prefixes(x, y)
     n = torch.arange(x.shape[1], dtype=torch.float64).clamp(min=1)[:, None]
@@ -29,8 +29,8 @@ def lasso(x: Tensor, y: Tensor, alpha: float = 0.01, sweeps: int = 2000, toleran
     for _ in range(sweeps):
         old = w.clone()
         for j in range(x.shape[-1]):
-            rest = product[..., j] - (gram[..., j, :] * w).sum(-1) + diagonal[..., j] * w[..., j]
-            shrunk = rest.sign() * (rest.abs() - alpha * n[..., 0]).clamp(min=0)
+            partial = product[..., j] - (gram[..., j, :] * w).sum(-1) + diagonal[..., j] * w[..., j]
+            shrunk = partial.sign() * (partial.abs() - alpha * n[..., 0]).clamp(min=0)
             w[..., j] = torch.where(diagonal[..., j] > 0, shrunk / diagonal[..., j].clamp(min=1e-300), 0.0)
         if (w - old).abs().max() < tolerance:
             break
@@ -38,39 +38,39 @@ def lasso(x: Tensor, y: Tensor, alpha: float = 0.01, sweeps: int = 2000, toleran
 
 
 def smallest_largest(x: Tensor, y: Tensor) -> Tensor:
-    """`min |w|_inf` with `X w = y` as a linear program: finds sign vectors from about d / 2 rows. One by one."""
+    """`min |w|_inf` with `X w = y` as a linear program: finds sign vectors from about d / 2 rows. Not batched."""
     from scipy import optimize
 
     d, out = x.shape[-1], torch.zeros(x.shape[:2], dtype=torch.float64)
     cost = np.append(np.zeros(d), 1.0)
-    eye, one = np.eye(d), np.ones((d, 1))
-    inside, free = np.block([[eye, -one], [-eye, -one]]), [(None, None)] * d + [(0, None)]
+    eye, ones = np.eye(d), np.ones((d, 1))
+    inequality, bounds = np.block([[eye, -ones], [-eye, -ones]]), [(None, None)] * d + [(0, None)]
     for b, (rows, targets) in enumerate(zip(x.double().numpy(), y.double().numpy(), strict=True)):
         for t in range(1, x.shape[1]):
-            equal = np.hstack([rows[:t], np.zeros((t, 1))])
-            found = optimize.linprog(cost, inside, np.zeros(2 * d), equal, targets[:t], free)
-            if found.success:
-                out[b, t] = float(found.x[:d] @ rows[t])
+            equality = np.hstack([rows[:t], np.zeros((t, 1))])
+            solution = optimize.linprog(cost, inequality, np.zeros(2 * d), equality, targets[:t], bounds)
+            if solution.success:
+                out[b, t] = float(solution.x[:d] @ rows[t])
     return out
 
 
 def nuclear(x: Tensor, y: Tensor, steps: int = 500, rate: float = 1.0) -> Tensor:
     """`min |W|_*` with `<X_i, W> = y_i`, W square of `d` entries, by alternating directions; every prefix at once.
 
-    W is put on the constraints (a projection by the pseudo-inverse), Z has its singular values shrunk, U keeps what
-    the two disagree in.
+    W is projected on the constraints (by the pseudo-inverse), Z has its singular values shrunk, U accumulates their
+    difference.
     """
     side = round(x.shape[-1] ** 0.5)
     rows = x.double()
     batch, length, d = rows.shape
-    shown = torch.ones(length, length, dtype=torch.float64).tril(-1)
-    seen = rows[:, None] * shown[None, :, :, None]  # (B, T, T, d): rows before t, the others zero
-    target = (y.double()[:, None] * shown)[..., None]
-    inverse = torch.linalg.pinv(seen, rtol=1e-10)
+    causal = torch.ones(length, length, dtype=torch.float64).tril(-1)
+    prefix = rows[:, None] * causal[None, :, :, None]  # (B, T, T, d): rows before t, the others zero
+    target = (y.double()[:, None] * causal)[..., None]
+    inverse = torch.linalg.pinv(prefix, rtol=1e-10)
     z = u = torch.zeros(batch, length, d, dtype=torch.float64)
     for _ in range(steps):
         v = (z - u)[..., None]
-        w = (v - inverse @ (seen @ v - target))[..., 0]
+        w = (v - inverse @ (prefix @ v - target))[..., 0]
         left, values, right = torch.linalg.svd((w + u).unflatten(-1, (side, side)), full_matrices=False)
         z = (left * (values - rate).clamp(min=0)[..., None, :] @ right).flatten(-2)
         u = u + w - z
@@ -78,14 +78,14 @@ def nuclear(x: Tensor, y: Tensor, steps: int = 500, rate: float = 1.0) -> Tensor
 
 
 def neighbours(x: Tensor, y: Tensor, k: int = 3) -> Tensor:
-    """The mean target of the k nearest rows before; 0 without one."""
+    """The mean target of the k nearest rows before; 0 if there are none."""
     length = x.shape[1]
-    apart = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    distance = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
     later = torch.ones(length, length, dtype=torch.bool).triu()
-    near = apart.masked_fill(later, torch.inf).topk(min(k, length), largest=False)
-    there = near.values.isfinite()
+    near = distance.masked_fill(later, torch.inf).topk(min(k, length), largest=False)
+    valid = near.values.isfinite()
     values = y.double()[:, None].expand(-1, length, -1).gather(2, near.indices)
-    return (values * there).sum(-1) / there.sum(-1).clamp(min=1)
+    return (values * valid).sum(-1) / valid.sum(-1).clamp(min=1)
 
 
 def average(x: Tensor, y: Tensor) -> Tensor:

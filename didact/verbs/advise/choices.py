@@ -59,9 +59,7 @@ def choice(entry: Mapping[str, Any], files: Sequence[File], model: str | None) -
     tests = [f for f in files if f not in inputs.values() and TESTS & _words(f) and kinds & set(f.kinds[:1])]
     if tests and any(needs[n]["kind"] in kinds for n in inputs):
         words += ["--score-on", tests[0].path]
-    words += _renaming(inputs)
-    if any(f.bad for f in inputs.values()):
-        words.append("--skip-bad")
+    words += _reading(inputs)
     without = [f"{_kind(n, v)}, {v['help']}" for n, v in needs.items() if n not in inputs and not v["required"]]
     matching = [n for n, f in inputs.items() if _role(f) == n]
     return Choice(
@@ -82,9 +80,11 @@ def _retained() -> set[str]:
     return {p["held_out"] for p in catalogue.protocols().values()} - {None}
 
 
-def _renaming(inputs: Mapping[str, File]) -> list[str]:
+def _reading(inputs: Mapping[str, File]) -> list[str]:
+    """Return the options with which the files can be read."""
     names = {ours: theirs for f in inputs.values() for ours, theirs in f.rename.items()}
-    return ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in names.items())] if names else []
+    words = ["--map", ",".join(f"{ours}={theirs}" for ours, theirs in names.items())] if names else []
+    return [*words, *(["--skip-bad"] if any(f.bad for f in inputs.values()) else [])]
 
 
 def ranked(choices: Sequence[Choice]) -> list[Choice]:
@@ -137,11 +137,9 @@ def compared(runs: Sequence[Choice], opened: Mapping[str, Opened], model: str | 
     characters = sum(len(text) for f in data.values() for text in opened[f.path].texts)
     words = ["didact", "compare", *arms[:ARMS], "--model", model or "DIR"]
     words += [word for n, f in data.items() for word in (_flag(n), f.path)]
-    words += [
-        "--budget",
-        f"{_round(9 * characters / CHARACTERS_PER_TOKEN)}-tokens",
-    ]  # three epochs; a trained token counts three times
-    words += first.command.split()[-2:] if any(f.rename for f in data.values()) else []
+    tokens = 9 * characters / CHARACTERS_PER_TOKEN  # three epochs; a trained token counts three times
+    words += ["--budget", f"{_round(tokens)}-tokens"]
+    words += _reading(data)
     return Choice(method="compare", help=f"{' and '.join(arms[:ARMS])}, side by side", command=shlex.join(words))
 
 
