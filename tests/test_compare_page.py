@@ -232,7 +232,7 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
     assert cli.main(command) == 0
     assert "page: " in capsys.readouterr().out
     saved = files.read_json(tmp_path / "out" / "leaderboard.json")
-    assert set(compared.PLACES) <= set(saved)
+    assert set(compared.REQUIRED) <= set(saved)
     content = " ".join(text_of(tmp_path / "out" / "report.html").split())
     assert boards.verdict(saved) in content and f"didact run dpo --model {tmp_path / 'small'}" in content
     # The command that trains the winner again runs.
