@@ -497,8 +497,8 @@ def test_a_guided_arm_is_scored_as_any_model(model, tmp_path):
     loaded = load.load(tmp_path / "models" / "genarm", "cpu")
     scoring = Scoring(records=split({"preference": pairs()}, 0).test, start=model, seed=1)
     for name in ("prefer", "collapse"):
-        for measure, scores in protocols.named(name).score(loaded, scoring).items():
-            assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(scores.value, abs=1e-4)
+        for measure, value in protocols.named(name).score(loaded, scoring).items():
+            assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(value.value, abs=1e-4)
 
 
 def test_a_reward_model_reads_the_context_of_a_pair(model):

@@ -122,11 +122,11 @@ def test_where_every_method_failed_the_verdict_says_so(tmp_path):
 
 @given(st.integers(0, 2), st.booleans())
 def test_a_best_learning_rate_at_the_edge_is_warned_of_with_a_wider_grid(best, tie):
-    given = board({"a": HIGH})
-    row = given["rows"][0]
+    data = board({"a": HIGH})
+    row = data["rows"][0]
     row["search"] = {f"{lr:g}": 0.9 if i == best or (tie and i == 1) else 0.5 for i, lr in enumerate(RATES)}
     row["lr"] = RATES[best]
-    warnings = [w for w in boards.warnings(given) if "learning rate" in w]
+    warnings = [w for w in boards.warnings(data) if "learning rate" in w]
     if best == 1 or tie:
         assert not warnings
     else:
@@ -163,9 +163,9 @@ def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
 
 
 def test_the_table_is_readable_at_140_columns():
-    arguments = board({"unlearning-survey.task-arithmetic": HIGH, "npo:simnpo": [0.82, 0.80, 0.80], "sft": LOW})
+    data = board({"unlearning-survey.task-arithmetic": HIGH, "npo:simnpo": [0.82, 0.80, 0.80], "sft": LOW})
     console = Console(width=140, record=True, file=io.StringIO(), markup=False)
-    console.print(tables.leaderboard(arguments))
+    console.print(tables.leaderboard(data))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 140 and "…" not in "".join(lines)
     first, second, last = (next(line for line in lines if line.startswith(f"{i} ")) for i in (1, 2, 4))
@@ -182,11 +182,11 @@ def test_the_table_is_readable_at_140_columns():
 def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path):
     (tmp_path / "models" / "dpo").mkdir(parents=True)
     (tmp_path / "models" / "dpo" / "config.json").write_text("{}")
-    inputs = board(
+    data = board(
         {"dpo": HIGH, "sft": LOW}, failures={"npo": "npo needs forget"}, argv=["compare", "dpo", "--model", "a b"],
         rules={"the shorter answer is the better": 0.55},
     )  # fmt: skip
-    text = " ".join(text_of(written(tmp_path, inputs)).split())
+    text = " ".join(text_of(written(tmp_path, data)).split())
     for part in (
         "3 methods compared", "dpo is best", "didact compare dpo --model 'a b'", "40 k tokens",
         "480 preference records", "npo needs forget", "my pairs.jsonl", "0.001, 0.004, 0.016", "said sft",
@@ -204,19 +204,19 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
 
 
 def test_a_method_taught_with_records_of_another_kind_is_repeated_through_map_or_not_at_all():
-    arguments = board({"sft": HIGH})
-    assert "--demos 'my pairs.jsonl' --map completion=chosen" in compared._command(arguments["rows"][0], arguments)
-    arguments["data"] = {"critique": arguments["data"]["preference"]}
-    assert compared._command(arguments["rows"][0], arguments) == ""
+    data = board({"sft": HIGH})
+    assert "--demos 'my pairs.jsonl' --map completion=chosen" in compared._command(data["rows"][0], data)
+    data["data"] = {"critique": data["data"]["preference"]}
+    assert compared._command(data["rows"][0], data) == ""
 
 
 def test_the_command_of_a_preset_names_only_what_differs_from_it():
     entry = catalogue.entry("npo")
     preset = next(iter(entry["presets"]))
     own = {k: v for k, v in entry["presets"][preset].items() if not k.startswith("fit.")}
-    arguments = board({f"npo:{preset}": HIGH}, data={"forget": {"path": "f.jsonl", "sha256": "", "records": 4}})
-    arguments["identity"]["arms"] = [[f"npo:{preset}", own | {"beta": 0.7}, {}]]
-    command = compared._command(arguments["rows"][0], arguments)
+    data = board({f"npo:{preset}": HIGH}, data={"forget": {"path": "f.jsonl", "sha256": "", "records": 4}})
+    data["identity"]["arms"] = [[f"npo:{preset}", own | {"beta": 0.7}, {}]]
+    command = compared._command(data["rows"][0], data)
     assert command.startswith(f"didact run npo:{preset} --model models/small --forget f.jsonl --beta 0.7 --lr 0.004")
 
 
@@ -290,11 +290,11 @@ def test_names_and_points_of_a_scatter_do_not_lie_on_each_other(places):
 
 
 def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
-    arguments = board({"a": HIGH, "b": LOW}, rules={"rule": 0.1})
-    scales = compared._scales(arguments)
+    data = board({"a": HIGH, "b": LOW}, rules={"rule": 0.1})
+    scales = compared._scales(data)
     low, high = scales["score"][0]
     assert low <= 0.1 and high >= 0.82
-    marks = [compared._row(i, row, arguments, scales)["marks"]["score"] for i, row in enumerate(arguments["rows"])]
+    marks = [compared._row(i, row, data, scales)["marks"]["score"] for i, row in enumerate(data["rows"])]
     uprights = {re.search(r'class="least" x1="([\d.]+)"', mark)[1] for mark in marks}
     assert len(uprights) == 1
     assert f"scale from {low:.3g} to {high:.3g}" in comparison_plots.ruler((low, high))
@@ -304,20 +304,20 @@ def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
 
 
 def test_a_hostile_comparison_is_shown_as_text_and_loads_nothing(tmp_path, browser):
-    inputs = board(
+    data = board(
         {EVIL: HIGH, INTO_SVG: LOW, "plain": [0.4, 0.6, 0.5]}, rules={EVIL: 0.55}, failures={EVIL * 2: EVIL},
         model=EVIL, argv=["compare", EVIL], versions={EVIL: EVIL},
         meaning={EVIL: {"n": 3, "unit": EVIL, "help": EVIL, "better": ""}},
     )  # fmt: skip
-    inputs["data"] = {EVIL: {"path": EVIL, "sha256": EVIL, "records": 3}}
-    for row in inputs["rows"]:
+    data["data"] = {EVIL: {"path": EVIL, "sha256": EVIL, "records": 3}}
+    for row in data["rows"]:
         row["metrics"][EVIL] = ends([1.0, 2.0])
         row["samples"] = [
             {"part": EVIL, "prompt": EVIL, "wanted": EVIL, "answer": "{{ 7 * 7 }}"},
             {"prompt": "javascript:alert(1)", "answer": "\ud800"},
         ]
         row["answered"] = {EVIL: {"right": 1, "of": 2}}
-    path = written(tmp_path, inputs)
+    path = written(tmp_path, data)
     for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
         tab, console, requests = look(browser, path, scheme, width)
         inert(tab, console, requests, [path])
@@ -334,9 +334,9 @@ def test_a_hostile_comparison_is_shown_as_text_and_loads_nothing(tmp_path, brows
 
 
 def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
-    arguments = board({"dpo": HIGH, "sft": [0.82, 0.80, 0.80], "kto": LOW}, rules={"shorter": 0.55})
-    arguments["rows"][0] |= {"lr": RATES[2], "search": {"0.001": 0.6, "0.004": 0.7, "0.016": 0.8}}
-    path = written(tmp_path, arguments)
+    data = board({"dpo": HIGH, "sft": [0.82, 0.80, 0.80], "kto": LOW}, rules={"shorter": 0.55})
+    data["rows"][0] |= {"lr": RATES[2], "search": {"0.001": 0.6, "0.004": 0.7, "0.016": 0.8}}
+    path = written(tmp_path, data)
     tab, console, _ = look(browser, path)
     judged = [
         re.findall(r"[a-z]+", t) for t in tab.locator("#board ~ .scroll").first.locator(".judged").all_inner_texts()

@@ -147,8 +147,8 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
 
     def all_ways():
         reference_states = (reference, forward.label_states(reference, batch).detach())
-        arguments = {f: getattr(token_functions, f) for f in others}
-        return [run({"logp": token_functions.logp}), run(alone), run(arguments, reference_states)]
+        fns = {f: getattr(token_functions, f) for f in others}
+        return [run({"logp": token_functions.logp}), run(alone), run(fns, reference_states)]
 
     plain = all_ways()
     assert not calls

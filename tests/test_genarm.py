@@ -125,10 +125,10 @@ def test_a_small_reward_model_guides_and_others_join_it(tmp_path):
 
 
 def test_lengths_are_summed_unless_they_are_normalised():
-    inputs = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
+    preferences = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
     fit = Fit(lr=1e-5, steps=1, rows=4)
-    total = alignment.genarm(start("llama"), inputs, beta_r=1.0, fit=fit)
-    mean = alignment.genarm(start("llama"), inputs, beta_r=1.0, length_normalization=True, fit=fit)
+    total = alignment.genarm(start("llama"), preferences, beta_r=1.0, fit=fit)
+    mean = alignment.genarm(start("llama"), preferences, beta_r=1.0, length_normalization=True, fit=fit)
     assert not mean.warnings and "length" in total.warnings[0] and "\n" not in total.warnings[0]
     assert total.history[0]["margin"] != pytest.approx(mean.history[0]["margin"], abs=0.1)
 
@@ -148,8 +148,8 @@ def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
 
 def test_conversations_serve(fresh):
     turns = Messages([{"role": "user", "content": "Where?"}])
-    inputs = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
-    assert alignment.genarm(fresh("gpt2"), inputs, fit=Fit(lr=1e-4, steps=1, rows=2)).history
+    preferences = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
+    assert alignment.genarm(fresh("gpt2"), preferences, fit=Fit(lr=1e-4, steps=1, rows=2)).history
 
 
 def test_reward_models_that_do_not_fit_are_one_line(fresh, tmp_path):

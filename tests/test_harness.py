@@ -36,7 +36,7 @@ def test_the_harness_gets_the_scores_that_the_method_ranks_by(fresh, rule):
 
 def test_rule_g_is_the_plain_log_prob_in_the_order_of_the_requests(fresh):
     lm, requests = language_models.of(fresh("llama")), asked(DOCS)[::-1]
-    plain = [scores.logp for scores in lm.score([r.args for r in requests])]
+    plain = [likelihood.logp for likelihood in lm.score([r.args for r in requests])]
     assert harness.scores(lm, requests, "g") == pytest.approx(plain, abs=1e-5)
 
 

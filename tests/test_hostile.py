@@ -48,7 +48,7 @@ def written(folder: Path) -> bytes:
 
 
 def answers(text, **more):
-    """Return a server's handler that answers everything with this text, in both the chat and completions formats."""
+    """Return the body of a reply with this text, in both the chat and the completions format."""
     choice = {"index": 0, "text": text, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     return json.dumps({"choices": [choice | more]})
 
@@ -67,12 +67,12 @@ def test_a_key_in_an_address_is_refused_and_shown_nowhere(tmp_path, capsys, addr
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a", "completion": "b", "feedback": "c", "chosen": "d", "rejected": "e"}\n' * 3)
     (tmp_path / "options.yaml").write_text(f"model: '{address}'\n")
-    few = ["run", "gpt3", "--test", "data.jsonl", "--out", "out"]
+    gpt3_run = ["run", "gpt3", "--test", "data.jsonl", "--out", "out"]
     argv = {
-        "--model": [*few, "--model", address],
+        "--model": [*gpt3_run, "--model", address],
         "--judge": ["compare", "dpo", "--model", address, "--preference", "data.jsonl", "--budget", "9-seconds"],
         "--feedback": ["run", "ilf", "--model", "none", "--critiques", "data.jsonl", "--feedback", address],
-        "config": [*few, "--config", "options.yaml"],
+        "config": [*gpt3_run, "--config", "options.yaml"],
     }[option]
     before = written(tmp_path)
     assert cli.main(argv) == 2
@@ -232,17 +232,17 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_any_answer_that_is_none_is_one_line(lie, capsys):
-    message = LIES[lie]
+    content = LIES[lie]
     text, status, headers = (
-        (*message, *("200 OK", {})[len(message) - 1 :]) if isinstance(message, tuple) else (message, "200 OK", {})
+        (*content, *("200 OK", {})[len(content) - 1 :]) if isinstance(content, tuple) else (content, "200 OK", {})
     )
     reply = text if isinstance(text, bytes) else said(text, status, **headers)
     with Raw(lambda connection, path, body: connection.sendall(reply)) as server:
         for name in ("m", None):
             argv = ["run", "gpt3", "--model", server.url + (f"#{name}" if name else ""), "--test", "none.jsonl"]
             assert cli.main(argv) == 2
-    message = capsys.readouterr().err
-    assert message.count("didact: ") == 2 and "Traceback" not in message and "mistake of ours" not in message
+    content = capsys.readouterr().err
+    assert content.count("didact: ") == 2 and "Traceback" not in content and "mistake of ours" not in content
 
 
 NUMBERS = ["NaN", "Infinity", "1e999", "true", "[]", '"x"', "null", "9" * 400, "-1", "{}"]
@@ -312,10 +312,10 @@ def test_a_rich_table_obeys_nothing_but_its_own_colours(terminal, monkeypatch):
 
 def command(folder, *words, **env):
     """Run a didact command in its own process in this folder; return its exit code and output."""
-    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
-    surroundings |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    environment |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
     process = subprocess.run(
-        [sys.executable, "-m", "didact", *words], cwd=folder, env=surroundings, capture_output=True, timeout=60
+        [sys.executable, "-m", "didact", *words], cwd=folder, env=environment, capture_output=True, timeout=60
     )
     return process.returncode, process.stdout.decode(errors="replace"), process.stderr.decode(errors="replace")
 

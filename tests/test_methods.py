@@ -108,8 +108,8 @@ def problem() -> Any:
         if borrowed not in cache:
             with untrained():
                 cache[borrowed] = job.example(borrowed, 0)
-        inputs = cache[borrowed]
-        return inputs if borrowed == name else dataclasses.replace(inputs, options={}, fit={})
+        example = cache[borrowed]
+        return example if borrowed == name else dataclasses.replace(example, options={}, fit={})
 
     return get
 
@@ -120,7 +120,7 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     root = tmp_path_factory.mktemp("user")
 
     def words(name: str, kind: str = "llama", preset: str = "") -> list[str]:
-        entry, inputs = ENTRIES[name], problem(name)
+        entry, example = ENTRIES[name], problem(name)
         context = CONTEXT.get(name, 256)
         folder = root / f"{kind}-{context}"
         if not folder.exists():
@@ -133,17 +133,17 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         out = [
             "run",
             f"{name}:{preset}" if preset else name,
-            *(["--model", str(folder)] if "model" in entry["needs"] and inputs.model else []),
+            *(["--model", str(folder)] if "model" in entry["needs"] and example.model else []),
         ]
-        kinds = {type(rows[0]).__name__.lower(): rows for rows in inputs.data.values() if rows}
+        kinds = {type(rows[0]).__name__.lower(): rows for rows in example.data.values() if rows}
         for parameter, need in entry["needs"].items():
-            rows = inputs.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
+            rows = example.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
             if need["kind"] != "model" and rows:
                 path = root / f"{name}-{parameter}.jsonl"
                 files.write_lines(path, (as_row(r) for r in list(rows)[:RECORDS]))
                 out += [f"--{parameter}", str(path)]
         theirs = entry["presets"].get(preset, {})
-        own = {k: v for k, v in inputs.options.items() if k in options.flat(entry) and k not in theirs}
+        own = {k: v for k, v in example.options.items() if k in options.flat(entry) and k not in theirs}
         short = {k: v for k, v in SHORT.items() if entry["fit"]}
         for option, value in {**own, **short, **INSTEAD.get(name, {}), **INSTEAD.get(f"{name}:{preset}", {})}.items():
             values = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]

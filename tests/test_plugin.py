@@ -60,13 +60,13 @@ def test_an_installed_method_is_listed_run_and_compared_as_ours_are(plugin, fres
     fresh("llama").save(tmp_path / "model")
     rows = [{"prompt": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.retain]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    inputs = ["--model", str(tmp_path / "model"), "--rows", "4"]
-    run = ["run", "slic", *inputs, "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "3", "--lr", "3e-3"]
+    options = ["--model", str(tmp_path / "model"), "--rows", "4"]
+    run = ["run", "slic", *options, "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "3", "--lr", "3e-3"]
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
     saved = json.loads((tmp_path / "run" / "result.json").read_text())
     assert saved["metrics"]["reward_accuracy"]["n"] and saved["options"]["delta"]["value"] == 1.0
     assert cli.main([*run, "--delta", "0", "--out", str(tmp_path / "bad")]) == 2
-    compare = ["compare", "slic", *inputs, "--preference", str(tmp_path / "pairs.jsonl"), "--budget", "3k-tokens"]
+    compare = ["compare", "slic", *options, "--preference", str(tmp_path / "pairs.jsonl"), "--budget", "3k-tokens"]
     assert (
         cli.main([*compare, "--seeds", "1", "--lrs", "1e-3", "--beyond-lrs", "0", "--out", str(tmp_path / "which")])
         == 0

@@ -353,8 +353,8 @@ def test_sources_are_blended_by_weight_and_repeated_only_for_tokens(tmp_path, ca
 def test_bad_words_are_one_line(words, message, tmp_path, capsys):
     a = lines(tmp_path / "a.jsonl", ["one two three"] * 3)
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": 3}\n')
-    inputs = [w.format(a=a, bad=tmp_path / "bad.jsonl") for w in words]
-    assert cli.main(["prepare", *inputs, "--out", str(tmp_path / "out")]) == 2
+    command_words = [w.format(a=a, bad=tmp_path / "bad.jsonl") for w in words]
+    assert cli.main(["prepare", *command_words, "--out", str(tmp_path / "out")]) == 2
     stderr = capsys.readouterr().err.strip()
     assert message in stderr and "\n" not in stderr and stderr.startswith("didact: ")
 

@@ -235,7 +235,7 @@ def test_eight_processes_take_the_steps_of_one():
 def test_torchrun_trains_and_saves_a_folder_that_opens_anywhere(tmp_path):
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": t.text}) for t in texts()))
     shape_options = [w for name, value in SHAPE.items() for w in (f"--{name}", str(value))]
-    inputs = [
+    run_words = [
         "run",
         "megatron-turing",
         "--corpus",
@@ -255,7 +255,7 @@ def test_torchrun_trains_and_saves_a_folder_that_opens_anywhere(tmp_path):
             "-m",
             *(["--"] if launcher else []),
             "didact",
-            *inputs,
+            *run_words,
             *extra,
             "--out",
             str(tmp_path / out),
