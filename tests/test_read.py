@@ -338,7 +338,7 @@ def test_classified_texts_are_demonstrations_with_the_labels_as_choices(tmp_path
     distinct = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
     assert distinct[0].choices is None  # every text has a label of its own: no classes
     ambiguous = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})
-    assert "--map prompt=question,completion=answer" in complaint(ambiguous)  # next to an answer a category is not a label
+    assert "--map prompt=question,completion=answer" in complaint(ambiguous)  # an answer outranks a category
 
 
 def test_json_over_several_lines_and_of_splits_is_read(tmp_path):
