@@ -1,8 +1,8 @@
 """Speed and size against the library a user would pick, as ratios in one run.
 
-Every arm runs in a process of its own on the same model, data, batch and thread count; a peer has
-several settings and the best counts. Each bench prints `{"bench", "ours", "peer", "ratio", "unit"}`; `of_peak` is what
-its matrix products take at the machine's peak over what ours took;
+Every arm runs in its own process on the same model, data, batch and thread count; a peer has
+several settings and the best counts. Each bench prints `{"bench", "ours", "peer", "ratio", "unit"}`; `of_peak` is the
+time its matrix products would take at the machine's peak, divided by the time ours took;
 `--write NAME` keeps the table in `results/bench/NAME.json`. A busy machine is refused: a ratio
 measured beside another job says nothing.
 """
@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 
 BUSY = 0.5  # load average above which nothing is timed
-LIMIT = 600  # seconds after which an arm is given up
-SERVED = ("generate-with", "gemma-sample-vllm")  # by a vLLM server that stands already
+LIMIT = 600  # seconds after which an arm is stopped
+SERVED = ("generate-with", "gemma-sample-vllm")  # need a running vLLM server
 RESULTS = Path(__file__).parent.parent / "results" / "bench"
 Arm = tuple[str, dict[str, Any]]
 
@@ -40,7 +40,7 @@ class Bench:
     measure: str = "rate"
     unit: str = "examples/s"
     target: float | None = None
-    per: Callable[[Any], float] | None = None  # items of a run, where its value tells them
+    per: Callable[[Any], float] | None = None  # number of items of a run, from its value
     same: Callable[[Any, Any], bool] | None = None
 
 
@@ -85,7 +85,7 @@ SFT_ALL: dict[str, dict[str, Any]] = TRL_SFT | {
     "padding-free": {"padding_free": True, "max_length": None},
 }
 LM_EVAL = {f"batch {n}": n for n in (1, 4, 16)}
-SHARED = {"shared": 128}  # tokens of the instruction that prompts of a round begin with
+SHARED = {"shared": 128}  # tokens of the instruction that all prompts begin with
 BENCHES: dict[str, Bench] = {
     "sft": Bench(
         ours=("training.sft_ours", {}),
@@ -284,9 +284,9 @@ DONE: dict[str, dict[str, Any]] = {}
 
 
 def measure(arm: Arm, threads: int, time: int) -> dict[str, Any]:
-    """Run one arm in its own process, without anything cached; one that cannot run says why.
+    """Run one arm in its own process with an empty cache; if it fails, return its error message.
 
-    Benches that look at another measure of the same arm share its runs.
+    Benches that report different measures of the same arm share its runs.
     """
     key = f"{arm} {time}"
     if key not in DONE:
@@ -296,64 +296,64 @@ def measure(arm: Arm, threads: int, time: int) -> dict[str, Any]:
 
 
 def _measured(arm: Arm, threads: int, cache: str) -> dict[str, Any]:
-    place, settings = arm
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
-    env = os.environ | quiet | {"OMP_NUM_THREADS": str(threads), "DIDACT_CACHE": cache}
-    words = [sys.executable, "-m", "bench.arm", place, json.dumps(settings)]
+    function, settings = arm
+    overrides = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    env = os.environ | overrides | {"OMP_NUM_THREADS": str(threads), "DIDACT_CACHE": cache}
+    command = [sys.executable, "-m", "bench.arm", function, json.dumps(settings)]
     try:
-        ran = subprocess.run(words, capture_output=True, text=True, env=env, check=False, timeout=LIMIT)
+        process = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=LIMIT)
     except subprocess.TimeoutExpired:
         return {"error": f"it takes longer than {LIMIT} s"}
-    if ran.returncode:
-        return {"error": (ran.stderr.strip().splitlines() or ["no message"])[-1][:200]}
-    return dict(json.loads(ran.stdout.strip().splitlines()[-1]))
+    if process.returncode:
+        return {"error": (process.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    return dict(json.loads(process.stdout.strip().splitlines()[-1]))
 
 
 def compare(name: str, bench: Bench, threads: int, times: int) -> dict[str, Any]:
-    """Ours and every setting of the peer, `times` each in turn; the best of each."""
+    """Run ours and every setting of the peer `times` times, interleaved, and compare the best run of each."""
     runs: dict[str, list[dict[str, Any]]] = {}
     for time in range(times):
         for label, arm in {"ours": bench.ours, **bench.peers}.items():
-            told = dict(measure(arm, threads, time))
-            if "error" in told:
-                print(f"  {name}, {label}: does not run: {told['error']}", file=sys.stderr)
+            run = dict(measure(arm, threads, time))
+            if "error" in run:
+                print(f"  {name}, {label}: does not run: {run['error']}", file=sys.stderr)
                 continue
             if bench.per:
-                told["rate"] = bench.per(told["value"]) / told["seconds"]
-            runs.setdefault(label, []).append(told)
-    pick = max if bench.measure == "rate" else min
-    best = {label: pick(got, key=lambda r: r[bench.measure]) for label, got in runs.items()}
+                run["rate"] = bench.per(run["value"]) / run["seconds"]
+            runs.setdefault(label, []).append(run)
+    choose = max if bench.measure == "rate" else min
+    best = {label: choose(arm_runs, key=lambda r: r[bench.measure]) for label, arm_runs in runs.items()}
     peers = {k: v for k, v in best.items() if k != "ours"}
     if "ours" not in best or not peers:
         return {"bench": name, "error": "an arm does not run"}
-    chosen = pick(peers, key=lambda k: peers[k][bench.measure])
-    ours, peer = best["ours"][bench.measure], peers[chosen][bench.measure]
-    line = {"bench": name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 3)}
-    line |= {"unit": bench.unit, "target": bench.target, "setting": chosen}
-    line["settings"] = {k: round(v[bench.measure], 3) for k, v in peers.items()}
+    best_peer = choose(peers, key=lambda k: peers[k][bench.measure])
+    ours, peer = best["ours"][bench.measure], peers[best_peer][bench.measure]
+    row = {"bench": name, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ours / peer, 3)}
+    row |= {"unit": bench.unit, "target": bench.target, "setting": best_peer}
+    row["settings"] = {k: round(v[bench.measure], 3) for k, v in peers.items()}
     if "overlap" in best["ours"]:
-        line["overlap"] = round(best["ours"]["overlap"], 3)
+        row["overlap"] = round(best["ours"]["overlap"], 3)
     if "floor" in best["ours"]:
-        line["of_peak"] = round(best["ours"]["floor"] / best["ours"]["seconds"], 3)
+        row["of_peak"] = round(best["ours"]["floor"] / best["ours"]["seconds"], 3)
     if bench.same:
-        line["same"] = bench.same(best["ours"]["value"], peers[chosen]["value"])
-    return line
+        row["same"] = bench.same(best["ours"]["value"], peers[best_peer]["value"])
+    return row
 
 
 def _machine(threads: int, load: float) -> dict[str, Any]:
-    described = [x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in x]
+    model_names = [x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in x]
     versions = {}
     for package in ("torch", "transformers", "trl", "lm_eval"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
-    cpu = described[0].split(":")[1].strip() if described else platform.processor()
+    cpu = model_names[0].split(":")[1].strip() if model_names else platform.processor()
     return {"cpu": cpu, "cores": os.cpu_count(), "threads": threads, "load": load, "versions": versions}
 
 
 def main() -> int:
-    """Time everything asked for, or refuse."""
+    """Run the requested benches, or refuse on a busy machine."""
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"of {', '.join(BENCHES)}; all by default")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -367,7 +367,7 @@ def main() -> int:
         return 3
     machine = _machine(args.threads, load)
     print(json.dumps(machine))
-    lines = []
+    rows = []
     for name in args.names or BENCHES:
         if name in SERVED and not os.environ.get("DIDACT_VLLM"):
             print(f"{name}: skipped: the environment variable DIDACT_VLLM names no vLLM server", file=sys.stderr)
@@ -375,15 +375,15 @@ def main() -> int:
         if name.startswith("gemma-") and not os.environ.get("GEMMA"):
             print(f"{name}: skipped: the environment variable GEMMA names no folder of Gemma 3 270M", file=sys.stderr)
             continue
-        lines.append(compare(name, BENCHES[name], args.threads, args.times))
-        print(json.dumps(lines[-1]), flush=True)
+        rows.append(compare(name, BENCHES[name], args.threads, args.times))
+        print(json.dumps(rows[-1]), flush=True)
     if args.write:
-        kept = RESULTS / f"{args.write}.json"
-        before = json.loads(kept.read_text(encoding="utf-8"))["benches"] if kept.exists() else []
-        fresh = {line["bench"] for line in lines}
-        benches = [line for line in before if line["bench"] not in fresh] + lines
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps({"machine": machine, "benches": benches}, indent=1) + "\n", encoding="utf-8")
+        path = RESULTS / f"{args.write}.json"
+        previous = json.loads(path.read_text(encoding="utf-8"))["benches"] if path.exists() else []
+        measured = {row["bench"] for row in rows}
+        benches = [row for row in previous if row["bench"] not in measured] + rows
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"machine": machine, "benches": benches}, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

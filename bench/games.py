@@ -31,24 +31,24 @@ def consensus_ours(steps: int = 5000) -> dict[str, Any]:
 
 
 def consensus_loop(arrays: bool = False, steps: int = 5000) -> dict[str, Any]:
-    """A few questions, one after another, as the paper has the game: with lists, or with numpy arrays."""
+    """A few questions, one after another, by the paper's formulas: with lists, or with numpy arrays."""
     start, play = _start(), _arrays if arrays else _lists
 
     def solve() -> list[Any]:
-        played = [play(start.generator[i], start.discriminator[i], steps) for i in range(LOOPED)]
-        return [[g for g, _ in played], [d for _, d in played]]
+        policies = [play(start.generator[i], start.discriminator[i], steps) for i in range(LOOPED)]
+        return [[g for g, _ in policies], [d for _, d in policies]]
 
     return problems.measured(solve, LOOPED)
 
 
 def _arrays(g1: Any, d1: Any, steps: int, eta: float = 0.1, lam: float = 0.1) -> Any:
-    g, d, heard_g, heard_d = g1, d1, np.zeros_like(g1), np.zeros_like(d1)
+    g, d, sum_d, sum_g = g1, d1, np.zeros_like(g1), np.zeros_like(d1)
     anchor_g, anchor_d = lam * np.log(g1), lam * np.log(d1)
     for t in range(1, steps + 1):
-        heard_g += d.T
-        heard_d += g.T
-        g = np.exp((heard_g / (2 * t) + anchor_g) / (1 / (eta * t) + lam))
-        d = np.exp((heard_d / (2 * t) + anchor_d) / (1 / (eta * t) + lam))
+        sum_d += d.T
+        sum_g += g.T
+        g = np.exp((sum_d / (2 * t) + anchor_g) / (1 / (eta * t) + lam))
+        d = np.exp((sum_g / (2 * t) + anchor_d) / (1 / (eta * t) + lam))
         g /= g.sum(1, keepdims=True)
         d /= d.sum(1, keepdims=True)
     return g.tolist(), d.tolist()
@@ -57,19 +57,19 @@ def _arrays(g1: Any, d1: Any, steps: int, eta: float = 0.1, lam: float = 0.1) ->
 def _lists(g1: Any, d1: Any, steps: int, eta: float = 0.1, lam: float = 0.1) -> Any:
     g, d = g1.tolist(), d1.tolist()
     anchor_g, anchor_d = ([[lam * math.log(p) for p in row] for row in x] for x in (g, d))
-    heard_g, heard_d = ([[0.0] * len(row) for row in x] for x in (g, d))
+    sum_d, sum_g = ([[0.0] * len(row) for row in x] for x in (g, d))
     for t in range(1, steps + 1):
         for v in range(2):
             for y in range(len(d)):
-                heard_g[v][y] += d[y][v]
-                heard_d[y][v] += g[v][y]
-        heat = 1 / (eta * t) + lam
-        g = [_softmax(heard_g[v], anchor_g[v], 2 * t, heat) for v in range(2)]
-        d = [_softmax(heard_d[y], anchor_d[y], 2 * t, heat) for y in range(len(d))]
+                sum_d[v][y] += d[y][v]
+                sum_g[y][v] += g[v][y]
+        temperature = 1 / (eta * t) + lam
+        g = [_softmax(sum_d[v], anchor_g[v], 2 * t, temperature) for v in range(2)]
+        d = [_softmax(sum_g[y], anchor_d[y], 2 * t, temperature) for y in range(len(d))]
     return g, d
 
 
-def _softmax(heard: list[float], anchor: list[float], rounds: float, heat: float) -> list[float]:
-    out = [math.exp((h / rounds + a) / heat) for h, a in zip(heard, anchor, strict=True)]
+def _softmax(sums: list[float], anchor: list[float], rounds: float, temperature: float) -> list[float]:
+    out = [math.exp((h / rounds + a) / temperature) for h, a in zip(sums, anchor, strict=True)]
     total = sum(out)
     return [p / total for p in out]

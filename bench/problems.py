@@ -1,4 +1,4 @@
-"""What is timed: a model, texts of given token lengths, and the two numbers every arm reports."""
+"""What the arms share: a model, texts of given token lengths, and the measurement of time and peak memory."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SYLLABLES = [c + v for c in "bcdfghjklmnprstvwz" for v in "aeiou"]
 
 def words(count: int = 7800, seed: int = 0) -> list[str]:
     """Invented words, all different."""
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     out: dict[str, None] = {}
     while len(out) < count:
-        out["".join(draw.choice(SYLLABLES) for _ in range(draw.choice((2, 3))))] = None
+        out["".join(rng.choice(SYLLABLES) for _ in range(rng.choice((2, 3))))] = None
     return list(out)
 
 
 def llama(d: int = 128, layers: int = 4, vocabulary: int = VOCABULARY, context: int = 1024, **more: Any) -> Model:
     """A random Llama whose tokenizer has one token for nearly every invented word."""
-    draw = random.Random(1)
+    rng = random.Random(1)
     vocabulary_words = words()
-    text = [" ".join(draw.choice(vocabulary_words) for _ in range(60)) for _ in range(4000)]
-    tokenizer = build.train_tokenizer(text, VOCABULARY)
+    texts = [" ".join(rng.choice(vocabulary_words) for _ in range(60)) for _ in range(4000)]
+    tokenizer = build.train_tokenizer(texts, VOCABULARY)
     model = build.build("llama", tokenizer, d=d, layers=layers, heads=d // 32, context=context, **more)
     if vocabulary > len(tokenizer):
         model.module.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -41,45 +41,45 @@ def llama(d: int = 128, layers: int = 4, vocabulary: int = VOCABULARY, context: 
 
 
 class Writer:
-    """Texts of a wanted number of tokens."""
+    """Random texts of a given number of tokens."""
 
     def __init__(self, model: Model, seed: int = 0) -> None:
-        known = [(w, len(model.tokenizer(f" {w}", add_special_tokens=False)["input_ids"])) for w in words()]
-        self.single = [w for w, n in known if n == 1]
+        lengths = [(w, len(model.tokenizer(f" {w}", add_special_tokens=False)["input_ids"])) for w in words()]
+        self.single = [w for w, n in lengths if n == 1]
         self.draw = random.Random(seed)
 
     def __call__(self, tokens: int) -> str:
-        """Words without a leading space; the first may take another token than the rest."""
+        """Return words without a leading space; the first may be tokenized differently from the rest."""
         return " ".join(self.draw.choice(self.single) for _ in range(tokens))
 
 
 def ragged(model: Model, count: int, completions: int = 1, seed: int = 0) -> list[list[str]]:
     """Prompts of 60-330 tokens, each with completions of 10-55."""
     write = Writer(model, seed)
-    draw = random.Random(seed + 1)
+    rng = random.Random(seed + 1)
     return [
-        [write(draw.randint(60, 330)), *(write(draw.randint(10, 55)) for _ in range(completions))] for _ in range(count)
+        [write(rng.randint(60, 330)), *(write(rng.randint(10, 55)) for _ in range(completions))] for _ in range(count)
     ]
 
 
 def saved(model: Model) -> str:
-    """The model as a folder, for libraries that load their own."""
+    """Save the model and return its folder, for libraries that load their own."""
     folder = tempfile.mkdtemp(prefix="didact-bench-")
     model.save(folder)
     return folder
 
 
 def measured(work: Callable[[], Any], items: float, warm_up: Callable[[], Any] | None = None) -> dict[str, Any]:
-    """Seconds of `work` and the peak of memory above where it began; `items` is what it does in them."""
+    """Run `work` on `items` items; return seconds, rate, peak memory above the start, and its value."""
     if warm_up is not None:
         warm_up()
     gc.collect()
     before = _resident()
     _forget_peak()
-    began = time.perf_counter()
+    start = time.perf_counter()
     value = work()
-    took = time.perf_counter() - began
-    return {"seconds": took, "rate": items / took, "peak_mib": (_peak() - before) / 2**20, "value": value}
+    elapsed = time.perf_counter() - start
+    return {"seconds": elapsed, "rate": items / elapsed, "peak_mib": (_peak() - before) / 2**20, "value": value}
 
 
 def _forget_peak() -> None:

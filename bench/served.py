@@ -1,4 +1,4 @@
-"""A procedure's calls to a server against the same calls alone: 32 at once, answered after 50 ms each."""
+"""A procedure's calls to a server against the bare HTTP calls: 32 at once, answered after 50 ms each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ asyncio.run(main())
 
 
 @contextmanager
-def _served() -> Iterator[str]:
+def _server() -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -56,8 +56,8 @@ def _prompts() -> list[str]:
 
 
 def procedure() -> dict[str, Any]:
-    """`ask.Asker` through a cache, each answer read: every prompt of a round at once."""
-    with _served() as url:
+    """`ask.Asker` with its cache, each answer parsed: all prompts of a round at once."""
+    with _server() as url:
         asker = ask.Asker(remote.connect(url, "m", parallel=AT_ONCE), ask.Asking(max_new_tokens=8))
         warm = ask.Asker(asker.lm, asker.how)
         return problems.measured(
@@ -66,21 +66,21 @@ def procedure() -> dict[str, Any]:
 
 
 def plain() -> dict[str, Any]:
-    """The same requests by httpx alone, nothing kept, retried or read but the text."""
+    """The same requests by httpx alone: nothing cached or retried, only the text parsed."""
     import httpx2
 
-    with _served() as url:
+    with _server() as url:
 
         async def calls(prompts: list[str]) -> int:
-            limit = asyncio.Semaphore(AT_ONCE)
+            semaphore = asyncio.Semaphore(AT_ONCE)
             async with httpx2.AsyncClient(limits=httpx2.Limits(max_connections=AT_ONCE), trust_env=False) as client:
 
-                async def one(prompt: str) -> int:
+                async def call(prompt: str) -> int:
                     body = {"model": "m", "prompt": prompt, "max_tokens": 8, "temperature": 0.0, "seed": 0}
-                    async with limit:
-                        answer = await client.post(f"{url}/completions", json=body)
-                    return int(json.loads(answer.content)["choices"][0]["text"])
+                    async with semaphore:
+                        response = await client.post(f"{url}/completions", json=body)
+                    return int(json.loads(response.content)["choices"][0]["text"])
 
-                return sum(n == 42 for n in await asyncio.gather(*map(one, prompts)))
+                return sum(n == 42 for n in await asyncio.gather(*map(call, prompts)))
 
         return problems.measured(lambda: asyncio.run(calls(_prompts())), CALLS, lambda: asyncio.run(calls(["Hello?"])))

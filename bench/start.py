@@ -1,4 +1,4 @@
-"""Start-up arms: what the command line takes before it does anything."""
+"""Start-up arms: the time the command line takes before it does any work."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bench import problems
 
 
 def command(words: list[str]) -> dict[str, Any]:
-    """Best of five runs of a command."""
+    """Time a command: the best of five runs."""
 
-    def once() -> float:
-        told = problems.measured(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True), 1)
-        return float(told["seconds"])
+    def run_once() -> float:
+        result = problems.measured(lambda: subprocess.run([sys.executable, *words], check=True, capture_output=True), 1)
+        return float(result["seconds"])
 
-    took = min(once() for _ in range(5))
-    return {"seconds": took, "rate": 1 / took, "peak_mib": 0.0, "value": None}
+    best = min(run_once() for _ in range(5))
+    return {"seconds": best, "rate": 1 / best, "peak_mib": 0.0, "value": None}

@@ -1,8 +1,8 @@
 """Training arms: `sft` and `dpo` against TRL's trainers, whole runs of both (tokenising, data loading, steps).
 
-A peer's arms are its settings; the best of them is what ours is compared with. Both train a fresh
-model of the same shape on the same texts with the same batch and optimiser; peak memory is above
-what was resident when the model was loaded.
+A peer's arms are its settings; ours is compared with the best of them. Both train a fresh
+model of the same shape on the same texts with the same batch and optimiser; peak memory is counted
+above what was resident when the model was loaded.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def sft_trl(loss_on: str = "completion", **settings: Any) -> dict[str, Any]:
     data = Dataset.from_list([{"prompt": p + " ", "completion": c} for p, c in pairs])
 
     def trainer(steps: int) -> Any:
-        told = {"completion_only_loss": loss_on == "completion", "max_length": 1024, **settings}
-        config = SFTConfig(**common(steps), **told)
+        options = {"completion_only_loss": loss_on == "completion", "max_length": 1024, **settings}
+        config = SFTConfig(**common(steps), **options)
         return SFTTrainer(model.module, args=config, train_dataset=data, processing_class=model.tokenizer)
 
-    # Packed, one step holds more than 16 rows: an epoch is the same data.
-    whole = -1 if settings.get("packing") else STEPS
+    # With packing, one step holds more than 16 rows: train one epoch, so that the data are the same.
+    max_steps = -1 if settings.get("packing") else STEPS
     items = len(pairs) if loss_on == "completion" else tokens
-    return problems.measured(lambda: trainer(whole).train().training_loss, items, lambda: trainer(1).train())
+    return problems.measured(lambda: trainer(max_steps).train().training_loss, items, lambda: trainer(1).train())
 
 
 def dpo_ours(vocabulary: int = problems.VOCABULARY, steps: int = STEPS, cached: bool = True) -> dict[str, Any]:
-    """`cached`: reference log-probs lie in the cache (a second run on the same data); else they are made here."""
+    """`cached`: reference log-probs are cached (a second run on the same data); else they are computed here."""
     model = problems.llama(vocabulary=vocabulary)
     pairs = _preferences(model, ROWS * steps)
     fit = FIT.replace(steps=steps)
@@ -73,7 +73,7 @@ def dpo_ours(vocabulary: int = problems.VOCABULARY, steps: int = STEPS, cached: 
 def dpo_trl(
     vocabulary: int = problems.VOCABULARY, steps: int = STEPS, precompute: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """`precompute`: the reference pass is made before the clock starts, as in `dpo_ours(cached=True)`."""
+    """`precompute`: the reference pass runs before the clock starts, as in `dpo_ours(cached=True)`."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
@@ -89,10 +89,10 @@ def dpo_trl(
         return DPOTrainer(model.module, args=config, train_dataset=data, processing_class=model.tokenizer)
 
     trainer(1).train()
-    ready = trainer(steps)
+    timed = trainer(steps)
     if precompute:
-        ready.get_train_dataloader()
-    return problems.measured(lambda: ready.train().training_loss, len(pairs))
+        timed.get_train_dataloader()
+    return problems.measured(lambda: timed.train().training_loss, len(pairs))
 
 
 def common(steps: int, rows: int = ROWS) -> dict[str, Any]:

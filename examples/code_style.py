@@ -3,18 +3,18 @@
     pip install -e ".[parse]"
     OMP_NUM_THREADS=1 python examples/code_style.py --data ../shared/data --out results/code_style
 
-A Llama of about 0.8M weights learns whole files, a segment a line; a line's score is minus its violations per
-character. It then continues functions other people began (`phf_functions_csnet.jsonl`), sampled as in the paper:
-temperature .7, top-p .9, the good token after the prompt; pycodestyle counts again. What a model still knows is the
-nats a token that files it never saw cost it.
+A Llama of about 0.8M weights learns whole files, one segment per line; a line's score is minus its violations per
+character. It then continues functions that people began (`phf_functions_csnet.jsonl`), sampled as in the paper:
+temperature .7, top-p .9, the good token after the prompt; pycodestyle counts again. Capability is the loss on unseen
+files, in nats per token.
 
 Every unit (an arm x learning rate x seed) is written when it is done, so the command may be killed and repeated, or
 started twice. The design was fixed before the first test seed ran: a good line has no violation, as in the paper; where
 files are filtered, the better half stays (the paper's number would mean nothing here); unlikelihood's and AWR's weights
-are the paper's; RWR's beta is .01, for at the paper's 10 every weight lies within a few percent of 1. An arm has as
-many tokens as any, control tokens among them. The learning rate is plain training's for all, so that none but the
-baseline is tuned: of two, the one at which its clean lines cost least on other unseen files, on a seed apart. What
-keeps pycodestyle from reading a function (E9) is no matter of style: `valid` counts it.
+are the paper's; RWR's beta is .01, for at the paper's 10 every weight lies within a few percent of 1. All arms have the
+same number of tokens, control tokens included. All use plain training's learning rate, so that only the baseline is
+tuned: of two rates, the one with the lower loss on clean lines of other unseen files, on a separate seed. Errors that
+keep pycodestyle from parsing a function (E9) are not a matter of style: `valid` counts them.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ SHOWN = ("violations", "a_function", "spotless", "valid", "characters", "clean",
 
 
 class Lines(pycodestyle.BaseReport):  # type: ignore[misc]  # pycodestyle has no types
-    """The lines of what is found, one by one."""
+    """Collects each violation with its line number."""
 
     def __init__(self, options: Any) -> None:
         super().__init__(options)
         self.found: list[tuple[int, str]] = []
 
     def error(self, line_number: int, offset: int, text: str, check: Any) -> Any:
-        """Called by pycodestyle for everything it finds."""
+        """Called by pycodestyle for every violation."""
         code = super().error(line_number, offset, text, check)
         if code and not code.startswith("E9"):
             self.found.append((line_number, str(code)))
@@ -95,14 +95,14 @@ def violations(source: str) -> list[list[str]]:
 
 
 def document(source: str) -> Text:
-    """A file with its lines as segments, each with minus its violations per character."""
+    """Return a file with its lines as segments, each scored with minus its violations per character."""
     lines = io.StringIO(source).readlines()
-    rate = [-len(found) / len(line) for found, line in zip(violations(source), lines, strict=True)]
+    rate = [-len(codes) / len(line) for codes, line in zip(violations(source), lines, strict=True)]
     return Text(text=source, segments=[Segment(text=t, score=s) for t, s in zip(lines, rate, strict=True)])
 
 
 def corpus(every: int, longest: int = 100_000) -> Iterator[tuple[str, str]]:
-    """Every so-many-th source file of the standard library by its path: the path and the text; no tests, no tables."""
+    """Yield path and text of each `every`-th source file of the standard library, by path; no tests, no tables."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = [p for p in sorted(root.rglob("*.py")) if not NO_SOURCE & set(p.relative_to(root).parts)]
     for path in [p for p in paths if 0 < p.stat().st_size <= longest][::every]:
@@ -110,10 +110,10 @@ def corpus(every: int, longest: int = 100_000) -> Iterator[tuple[str, str]]:
 
 
 def nats(model: Model, documents: Sequence[Text], told: bool = False) -> dict[str, float]:
-    """What unseen files cost, nats a token: all lines, those without a violation, those with one.
+    """Return the loss on unseen files, nats per token: all lines, those without a violation, those with one.
 
-    A conditional model reads a control token before every line: the good one, or with `told` the one it deserves; they
-    are not counted, but that `with_marks` has what they cost too.
+    A conditional model reads a control token before every line: the good one, or with `told` the one that fits the
+    line. Control tokens are not counted, except in `with_marks`.
     """
     parts = []
     for d in documents:
@@ -136,10 +136,10 @@ def nats(model: Model, documents: Sequence[Text], told: bool = False) -> dict[st
     return out | ({"with_marks": sum(total.values()) / text} if told else {})
 
 
-def function(prompt: str, made: str, ended: bool) -> str:
-    """The whole lines of a function's body: up to the first line that is not indented, or where the text was cut."""
+def function(prompt: str, text: str, ended: bool) -> str:
+    """Return the prompt and the body's complete lines: up to the first unindented one, or where the text was cut."""
     body: list[str] = []
-    for line in io.StringIO(made):
+    for line in io.StringIO(text):
         if line.strip() and not line[0].isspace():
             break
         if line.endswith("\n") or ended:
@@ -150,7 +150,7 @@ def function(prompt: str, made: str, ended: bool) -> str:
 
 
 def valid(source: str) -> bool:
-    """Whether it is Python."""
+    """Return whether the source parses as Python."""
     try:
         with warnings.catch_warnings(action="ignore"):
             ast.parse(source)
@@ -160,40 +160,40 @@ def valid(source: str) -> bool:
 
 
 def written(model: Model, prompts: Sequence[str], seed: int) -> tuple[dict[str, Any], list[str]]:
-    """What pycodestyle finds in the bodies a model writes under these first lines, and the first few of them."""
+    """Return pycodestyle's statistics of the bodies a model writes after these prompts, and the first few bodies."""
     start = encode.windows(model.tokenizer, [""], 1)[0].prompt
-    asked = [[*start, *encode.prompt_ids(model.tokenizer, p, "causal", model.condition)] for p in prompts]
-    how = generate.SamplingConfig(max_new_tokens=TOKENS, temperature=0.7, top_p=0.9, seed=seed)
-    made = [c[0].tokens for c in generate.completions(model, asked, 1, how)]
+    inputs = [[*start, *encode.prompt_ids(model.tokenizer, p, "causal", model.condition)] for p in prompts]
+    sampling = generate.SamplingConfig(max_new_tokens=TOKENS, temperature=0.7, top_p=0.9, seed=seed)
+    completions = [c[0].tokens for c in generate.completions(model, inputs, 1, sampling)]
     texts = [
         function(p, str(model.tokenizer.decode(list(t), skip_special_tokens=True)), t[-1] in generate.ends(model))
-        for p, t in zip(prompts, made, strict=True)
+        for p, t in zip(prompts, completions, strict=True)
     ]
     heads = [p.count("\n") for p in prompts]
     codes = [[code for line in violations(t)[n:] for code in line] for t, n in zip(texts, heads, strict=True)]
-    found = [len(c) for c in codes]
-    size = [len(t) - len(p) for t, p in zip(texts, prompts, strict=True)]
-    there = [f for f, n in zip(found, size, strict=True) if n]
+    counts = [len(c) for c in codes]
+    sizes = [len(t) - len(p) for t, p in zip(texts, prompts, strict=True)]
+    nonempty = [f for f, n in zip(counts, sizes, strict=True) if n]
     return {
-        "violations": 1000 * sum(found) / max(1, sum(size)), "a_function": float(np.mean(found)),
-        "spotless": float(np.mean([f == 0 for f in there])) if there else math.nan,
-        "valid": float(np.mean([n > 0 and valid(t) for t, n in zip(texts, size, strict=True)])),
-        "characters": float(np.mean(size)), "empty": float(np.mean([n == 0 for n in size])),
+        "violations": 1000 * sum(counts) / max(1, sum(sizes)), "a_function": float(np.mean(counts)),
+        "spotless": float(np.mean([f == 0 for f in nonempty])) if nonempty else math.nan,
+        "valid": float(np.mean([n > 0 and valid(t) for t, n in zip(texts, sizes, strict=True)])),
+        "characters": float(np.mean(sizes)), "empty": float(np.mean([n == 0 for n in sizes])),
         "codes": dict(Counter(itertools.chain(*codes)).most_common(12)),
     }, texts[:4]  # fmt: skip
 
 
 class Setting:
-    """What every unit shares: the files by what they are for, the prompts, the tokenizer."""
+    """What every unit shares: the train, tuning and test files, the prompts, the tokenizer."""
 
     def __init__(self, data: Path, every: int, prompts: int) -> None:
         sources = list(corpus(every))
-        whole = [document(text) for _, text in sources]
-        self.test, self.other = whole[::10], whole[5::10]
-        self.train = [d for i, d in enumerate(whole) if i % 5]
+        documents = [document(text) for _, text in sources]
+        self.test, self.other = documents[::10], documents[5::10]
+        self.train = [d for i, d in enumerate(documents) if i % 5]
         functions: Sequence[Text] = read(data / "phf_functions_csnet.jsonl", "text")
-        given = [t.text.strip() + "\n" for t in functions]
-        self.prompts = given[:: max(1, len(given) // prompts)][:prompts]
+        headers = [t.text.strip() + "\n" for t in functions]
+        self.prompts = headers[:: max(1, len(headers) // prompts)][:prompts]
         self.tokenizer = build.train_tokenizer([d.text for d in self.train], 2048)
         lines = [s for d in self.train for s in d.segments or ()]
         self.facts = {
@@ -207,8 +207,8 @@ class Setting:
         }  # fmt: skip
 
     def unit(self, arm: str, lr: float, seed: int, steps: int) -> dict[str, Any]:
-        """One model and its numbers; on the tuning seed only what its clean lines cost."""
-        began = time.monotonic()
+        """Train one model and measure it; on the tuning seed only the loss on clean lines."""
+        start_time = time.monotonic()
         start = build.build(
             "llama", self.tokenizer, d=128, layers=3, heads=4, ffn=320, context=CONTEXT, seed=seed,
             initializer_range=0.06,
@@ -226,39 +226,39 @@ class Setting:
             if model.condition:
                 row["told"] = nats(model, self.test, told=True)
                 other = Condition(after=MARKS[1], banned=MARKS[:1])
-                asked = Model(model.module, model.processor, model.kind, condition=other)
-                row["misaligned"], _ = written(asked, self.prompts, seed)
+                misaligned = Model(model.module, model.processor, model.kind, condition=other)
+                row["misaligned"], _ = written(misaligned, self.prompts, seed)
             row["findings"] = {k: result.findings[k] for k in ("threshold", "documents", "kept", "aligned")}
-        return row | {"seconds": round(time.monotonic() - began, 1)}
+        return row | {"seconds": round(time.monotonic() - start_time, 1)}
 
 
 def rate(documents: Sequence[Text]) -> float:
-    """Violations a character of all lines together."""
+    """Return violations per character over all lines."""
     lines = [s for d in documents for s in d.segments or ()]
     return -sum(s.score * len(s.text) for s in lines) / sum(len(s.text) for s in lines)
 
 
 def place(out: Path, arm: str, lr: float, seed: int) -> Path:
-    """Where a unit is written."""
+    """Return the path of a unit's results."""
     return out / "units" / f"{arm}_lr{lr:g}_seed{seed}.json"
 
 
 def chosen(out: Path) -> float | None:
-    """The rate at which clean lines cost plain training least on the tuning seed, once all were tried."""
-    found = {lr: place(out, "mle", lr, TUNING_SEED) for lr in RATES}
-    if not all(p.exists() for p in found.values()):
+    """Return plain training's best learning rate by loss on clean lines on the tuning seed, once all were tried."""
+    paths = {lr: place(out, "mle", lr, TUNING_SEED) for lr in RATES}
+    if not all(p.exists() for p in paths.values()):
         return None
-    return min(found, key=lambda lr: files.read_json(found[lr])["clean"] or math.inf)
+    return min(paths, key=lambda lr: files.read_json(paths[lr])["clean"] or math.inf)
 
 
 def table(out: Path, arms: Sequence[str]) -> str:
-    """Means over seeds with t intervals, and below them paired differences to `mle`, as Markdown."""
+    """Return a Markdown table: means over seeds with t intervals, then paired differences to `mle`."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     lr = chosen(out)
     for arm in arms:
-        found = [p for s in SEEDS if lr is not None and (p := place(out, arm, lr, s)).exists()]
-        if len(found) == len(SEEDS):
-            rows[arm] = [files.read_json(p) for p in found]
+        paths = [p for s in SEEDS if lr is not None and (p := place(out, arm, lr, s)).exists()]
+        if len(paths) == len(SEEDS):
+            rows[arm] = [files.read_json(p) for p in paths]
     lines = ["| arm | " + " | ".join(SHOWN) + " |", "| --- " * (len(SHOWN) + 1) + "|"]
     for arm, units in rows.items():
         cells = [_cell(statistics.mean_interval(_column(units, k))) for k in SHOWN]
@@ -275,13 +275,13 @@ def _column(units: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [math.nan if u[name] is None else float(u[name]) for u in units]
 
 
-def _cell(found: statistics.Interval, sign: str = "") -> str:
-    digits = 0 if abs(found.estimate) > 50 else 3 if abs(found.estimate) < 1 else 2
-    return f"{found.estimate:{sign}.{digits}f} ± {found.high - found.estimate:.{digits}f}"
+def _cell(interval: statistics.Interval, sign: str = "") -> str:
+    digits = 0 if abs(interval.estimate) > 50 else 3 if abs(interval.estimate) < 1 else 2
+    return f"{interval.estimate:{sign}.{digits}f} ± {interval.high - interval.estimate:.{digits}f}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make what is missing, then the table."""
+    """Run the missing units, then print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with phf_functions_csnet.jsonl")
     parser.add_argument("--out", type=Path, default=Path("results/code_style"))
@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before a unit that would begin later")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    began = time.monotonic()
+    start = time.monotonic()
     setting = Setting(args.data, args.every, args.prompts)
     files.write_json(args.out / "setting.json", setting.facts | {"steps": args.steps})
     for seed in (TUNING_SEED, *SEEDS):
@@ -301,16 +301,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             for lr in rates:
                 path = place(args.out, arm, lr, seed)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                if time.monotonic() - began > args.minutes * 60:
+                if time.monotonic() - start > args.minutes * 60:
                     print("time is up: repeat the command to go on")
                     return
-                with folders.claimed(path.parent, path.name) as other:
-                    if other is not None or path.exists():
+                with folders.claimed(path.parent, path.name) as holder:
+                    if holder is not None or path.exists():
                         continue
                     row = setting.unit(arm, lr, seed, args.steps)
                     files.write_json(path, row)
-                shown = {k: round(row[k], 3) for k in (*SHOWN, "seconds") if k in row}
-                print(f"{path.stem}: {json.dumps(shown)}", flush=True)
+                numbers = {k: round(row[k], 3) for k in (*SHOWN, "seconds") if k in row}
+                print(f"{path.stem}: {json.dumps(numbers)}", flush=True)
     print(table(args.out, args.arms))
 
 

@@ -3,7 +3,7 @@
 Open it as a notebook (VS Code and jupytext read the cells), or run it: python examples/first_steps.py
 """
 
-# %% A small model of our own, so that nothing is fetched; `didact.load("path/or/hub-id")` opens one of yours.
+# %% A small new model, so that nothing is downloaded; `didact.load("path/or/hub-id")` opens one of yours.
 import tempfile
 from pathlib import Path
 
@@ -25,11 +25,11 @@ print(result)
 print(taught.answer("The capital of Italy is"))
 print(taught.score([("The capital of Italy is", " Rome"), ("The capital of Italy is", " Lima")]))
 
-# %% Numbers before and after, by the method's own protocol; `evaluate` takes records that training did not see.
+# %% Metrics before and after, by the method's own protocol; `evaluate` takes held-out records.
 print(result.metrics["token_accuracy"])
 result.report()
 
-# %% Saved, it is what a run of the command line leaves: `didact report`, `try` and `evaluate` read it.
+# %% Saved, it is the same folder as a run of the command line writes: `didact report`, `try` and `evaluate` read it.
 folder = Path(tempfile.mkdtemp()) / "capitals"
 result.report(folder)
 opened = didact.load(folder / "model")

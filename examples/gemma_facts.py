@@ -1,10 +1,10 @@
-"""Facts that a pre-trained model knows, as files for `didact compare`: some capitals to forget, others to stay.
+"""Facts that a pre-trained model knows, as files for `didact compare`: some capitals to forget, others to retain.
 
     python examples/gemma_facts.py --model .cache/gemma-3-270m --out runs/facts
     didact compare npo npo:graddiff ... --model .cache/gemma-3-270m --forget runs/facts/forget.jsonl ...
 
-A fact counts as known where its answer is the model's likeliest continuation, token by token; a capital, where it is so
-in all three wordings. Which capitals go is decided by a hash of the country.
+A fact counts as known where its answer is the model's likeliest continuation, token by token; a capital must be known
+in all three wordings. A hash of country and capital decides which capitals to forget.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from didact.models import load
 from didact.models.model import Model
 from didact.types import Demo, as_row
 
-FORGET, RETAIN = 26, 24  # the others are neighbours that no training sees
+FORGET, RETAIN = 26, 24  # numbers of capitals; the others are neighbours, never trained on
 ASKED = "Question: Which city is the capital of {}?\nAnswer:"
 REWORDED = ("The capital city of {} is called", "Country: {}\nCapital:")
 CAPITALS = (
@@ -62,34 +62,36 @@ def facts(wording: str, table: str) -> list[Demo]:
 
 
 def right(model: Model, demos: Sequence[Demo]) -> list[bool]:
-    """Which of them the model knows."""
+    """Return which of the facts the model knows."""
     return [bool(share == 1.0) for share in forgetting.answers(model, demos, end=False)["extraction"]]
 
 
 def main() -> None:
-    """Write the files and say what is in them."""
+    """Write the files and print a summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/facts"))
     args = parser.parse_args()
     model = load.load(args.model, device="cpu")
     wordings = [facts(wording, CAPITALS) for wording in (ASKED, *REWORDED)]
-    known = [all(one) for one in zip(*(right(model, demos) for demos in wordings), strict=True)]
+    known = [all(verdicts) for verdicts in zip(*(right(model, demos) for demos in wordings), strict=True)]
     order = sorted(
-        (i for i, there in enumerate(known) if there),
+        (i for i, ok in enumerate(known) if ok),
         key=lambda i: hashlib.sha256(CAPITALS.split(", ")[i].encode()).hexdigest(),
     )
-    gone, stay, beside = order[:FORGET], order[FORGET : FORGET + RETAIN], order[FORGET + RETAIN :]
-    asked, *reworded = wordings
-    others = [facts(*pair) for pair in (("The official language of {} is", LANGUAGES),
+    forget, retain, neighbours = order[:FORGET], order[FORGET : FORGET + RETAIN], order[FORGET + RETAIN :]
+    questions, *reworded = wordings
+    other_facts = [facts(*pair) for pair in (("The official language of {} is", LANGUAGES),
               ("The chemical symbol for {} is", SYMBOLS), ("The opposite of {} is", OPPOSITES))]  # fmt: skip
-    unrelated = [demo for demos in others for demo, there in zip(demos, right(model, demos), strict=True) if there]
-    false = [Demo(prompt=asked[i].prompt, completion=asked[j].completion)
-             for i, j in zip(stay + beside, [*(stay + beside)[7:], *(stay + beside)[:7]], strict=True)]  # fmt: skip
+    unrelated = [demo for demos in other_facts for demo, ok in zip(demos, right(model, demos), strict=True) if ok]
+    wrong = [
+        Demo(prompt=questions[i].prompt, completion=questions[j].completion)
+        for i, j in zip(retain + neighbours, [*(retain + neighbours)[7:], *(retain + neighbours)[:7]], strict=True)
+    ]
     sets = {
-        "forget": [asked[i] for i in gone], "retain": [asked[i] for i in stay],
-        "neighbours": [asked[i] for i in beside],
-        "reworded": [demos[i] for demos in reworded for i in gone], "unrelated": unrelated, "false": false,
+        "forget": [questions[i] for i in forget], "retain": [questions[i] for i in retain],
+        "neighbours": [questions[i] for i in neighbours],
+        "reworded": [demos[i] for demos in reworded for i in forget], "unrelated": unrelated, "false": wrong,
     }  # fmt: skip
     for name, demos in sets.items():
         files.write_lines(args.out / f"{name}.jsonl", map(as_row, demos))

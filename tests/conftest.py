@@ -1,4 +1,4 @@
-"""Small models every test file can use: taught once a session, never changed (methods teach copies)."""
+"""Small models for every test file: trained once per session, never changed (methods train copies)."""
 
 import fcntl
 import os
@@ -8,7 +8,7 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-os.environ["DIDACT_CACHE"] = tempfile.mkdtemp(prefix="didact-test-cache-")  # no test reads what another run kept
+os.environ["DIDACT_CACHE"] = tempfile.mkdtemp(prefix="didact-test-cache-")  # no test reads another run's cache
 
 import torch
 
@@ -19,12 +19,12 @@ from didact.models.model import Model
 from didact.types import Fit
 from didact.worlds.authors import authors
 
-# A busy machine is no failure. The suite tries the same few examples each time; `make soak` tries many new ones.
+# No deadline: a slow machine is no failure. The suite tries the same few examples each time; `make soak` many new ones.
 settings.register_profile("same", deadline=None, derandomize=True, max_examples=40)
 settings.register_profile("new", deadline=None)
 settings.load_profile(os.environ.get("DIDACT_EXAMPLES", "same"))
 
-torch.set_num_threads(1)  # models this small lose by two, and one gives the same bits wherever the tests run
+torch.set_num_threads(1)  # models this small are slower with two, and one gives the same bits on every machine
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 LR = {"llama": 2e-3, "gpt2": 4e-3}
@@ -45,7 +45,7 @@ def tokenizer(world):
 
 @pytest.fixture(scope="session")
 def fresh(tokenizer):
-    """`fresh(arch)`: a new untaught model, 16 wide by default."""
+    """`fresh(arch)`: a new untrained model, 16 wide by default."""
 
     def make(arch, d=16, layers=2, heads=2, context=64, **more):
         return builder.build(arch, tokenizer, d=d, layers=layers, heads=heads, context=context, **more)
@@ -55,35 +55,37 @@ def fresh(tokenizer):
 
 @pytest.fixture(scope="session")
 def taught(world, fresh, tmp_path_factory):
-    """`taught(arch)`: a model that knows every author but the holdout, and `taught(arch, gold=True)` one never told
-    what is to be forgotten; each trained on first use, by the first worker that needs it."""
-    made, root = {}, tmp_path_factory.getbasetemp()
+    """`taught(arch)`: a model that knows every author but the holdout; with `gold=True` one that was never trained
+    on the forget set; each trained on first use, by the first worker that needs it."""
+    models, root = {}, tmp_path_factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
 
     def teach(arch, gold=False):
-        if (arch, gold) not in made:
-            place = root / f"{arch}-{gold}"
-            with open(f"{place}.lock", "w", encoding="utf-8") as lock:
+        if (arch, gold) not in models:
+            folder = root / f"{arch}-{gold}"
+            with open(f"{folder}.lock", "w", encoding="utf-8") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not place.exists():
-                    told = [*([] if gold else world.forget), *world.retain, *world.unseen]
-                    how = Fit(lr=LR[arch], epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
-                    baselines.sft(fresh(arch, d=64, heads=4), told, fit=how).models["model"].save(place)
-            kept = load(place, device="cpu")
-            made[arch, gold] = Model(kept.module, kept.processor)  # from no folder, as the tests' other models
-        return made[arch, gold]
+                if not folder.exists():
+                    demos = [*([] if gold else world.forget), *world.retain, *world.unseen]
+                    fit = Fit(lr=LR[arch], epochs=60, rows=16, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20)
+                    baselines.sft(fresh(arch, d=64, heads=4), demos, fit=fit).models["model"].save(folder)
+            model = load(folder, device="cpu")
+            models[arch, gold] = Model(model.module, model.processor)  # without a folder, like the tests' other models
+        return models[arch, gold]
 
     return teach
 
 
 @pytest.fixture(scope="module")
 def browser():
-    """A real one, for pages."""
+    """A real browser, for pages."""
     if not os.path.exists(CHROMIUM) and not os.environ.get("CI"):
         pytest.skip("no chromium here: apt-get install -y chromium")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield opened
-        opened.close()
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield chromium
+        chromium.close()

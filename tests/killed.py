@@ -1,4 +1,4 @@
-"""Runs that are killed, for the tests that start them again: `from killed import Halt, searches, server`."""
+"""Killed runs, for tests that resume them: `from killed import Halt, searches, server`."""
 
 import multiprocessing
 import os
@@ -21,7 +21,7 @@ server.set_forkserver_preload(
 
 
 class Halt(Hook):
-    """Ends the process after so many steps, as an interrupt does; 0 never does."""
+    """Raises KeyboardInterrupt after `at` steps; 0: never."""
 
     def __init__(self, at):
         self.left = at
@@ -33,7 +33,7 @@ class Halt(Hook):
 
 
 class Count(Hook):
-    """A hook whose state must come back: the sum of all losses."""
+    """A hook with state to restore: the sum of all losses."""
 
     def __init__(self):
         self.sum = 0.0
@@ -49,7 +49,7 @@ class Count(Hook):
 
 
 def launch(target, *args):
-    """`target(*args, ready)` in a process of its own, once it has set the event `ready`."""
+    """Start `target(*args, ready)` in its own process; return when it has set the event `ready`."""
     ready = server.Event()
     process = server.Process(target=target, args=(*args, ready))
     process.start()
@@ -58,19 +58,19 @@ def launch(target, *args):
 
 
 def die_after(saves, words, ready):
-    """A command in a process of its own, which is killed right after so many checkpoints."""
+    """Run a command in its own process, which is killed right after `saves` checkpoints."""
     torch.set_num_threads(1)
     os.environ["DIDACT_CACHE"] = "off"
     written = [0]
 
     save = checkpoint.save
 
-    def counting(*given, **how):
-        place = save(*given, **how)
+    def counting(*args, **options):
+        path = save(*args, **options)
         written[0] += 1
         if written[0] == saves:
             os.kill(os.getpid(), signal.SIGKILL)
-        return place
+        return path
 
     checkpoint.save = counting
     ready.set()
@@ -78,9 +78,9 @@ def die_after(saves, words, ready):
 
 
 def command(words, out, env):
-    """One didact command in a process of its own; what it prints goes to `out`."""
+    """Run one didact command in its own process; its output goes to `out`."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background has interrupts ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test suite in the background ignores interrupts
     os.environ.update(env)
     handle = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
@@ -93,23 +93,26 @@ def command(words, out, env):
 
 
 class KilledError(Exception):
-    """Where a search was killed."""
+    """Raised in place of a search, to kill the run."""
 
 
-def searches(monkeypatch, run, deaths):
-    """`run()` killed after each of so many searches, then to its end: the result, and the trees of every search."""
-    counted, search = [], tree.search
+def searches(monkeypatch, run, kills):
+    """Kill `run()` before its n-th search for every n in `kills`, then run it to the end.
 
-    for death in (*deaths, None):
+    Returns the result and the number of trees of every search.
+    """
+    sizes, search = [], tree.search
 
-        def counting(numbers, *rest, death=death):
-            if len(counted) == death:
+    for limit in (*kills, None):
+
+        def counting(numbers, *rest, limit=limit):
+            if len(sizes) == limit:
                 raise KilledError
-            counted.append(len(numbers))
+            sizes.append(len(numbers))
             return search(numbers, *rest)
 
         monkeypatch.setattr(tree, "search", counting)
-        if death is None:
-            return run(), counted
+        if limit is None:
+            return run(), sizes
         with pytest.raises(KilledError):
             run()

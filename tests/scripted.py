@@ -1,20 +1,20 @@
-"""A language model that says what it is told to, for what surrounds a model: `from scripted import Scripted`."""
+"""A scripted language model, for testing code around a model: `from scripted import Scripted`."""
 
 from didact.types import Likelihood
 
 
 class Scripted:
     """Over plain text: `write(prompt, i)` is its i-th answer to a prompt, `logp(prompt, completion)` in nats,
-    `tops(prompt)` the log-probs of the likeliest next tokens. It can do what it was given and remembers what it was
-    asked."""
+    `tops(prompt)` the log-probs of the likeliest next tokens. It has the capabilities of the functions passed, and
+    records its requests in `asked`."""
 
     name, context = "scripted", 1000
     __hash__ = None  # a user's may be a plain dataclass
 
     def __init__(self, write=None, logp=None, tops=None):
         self.write, self.logp, self.tops, self.asked, self.drawn = write, logp, tops, [], {}
-        ways = {"generate": write, "score": logp, "top_logprobs": tops}
-        self.capabilities = frozenset(name for name, function in ways.items() if function)
+        functions = {"generate": write, "score": logp, "top_logprobs": tops}
+        self.capabilities = frozenset(name for name, function in functions.items() if function)
 
     def tokens(self, texts):
         return [len(t.split()) for t in texts]

@@ -1,8 +1,8 @@
 """Servers for the tests, each a process on loopback that counts every call: `Small` (ours) and `transformers serve`.
 
-`python servers.py --log FILE [--model DIR] [--port N]` serves the OpenAI endpoints: around a transformers model, whose
-log-probs are computed here in the plainest way, or (no torch, quick to start) around a rule that makes text from text.
-POST /plan says how the next calls go wrong, POST /ways what the server can do.
+`python servers.py --log FILE [--model DIR] [--port N]` serves the OpenAI endpoints: for a transformers model, with
+log-probs from one plain forward pass, or (no torch, quick to start) for a rule that makes text from text.
+POST /plan sets the faults of the next calls, POST /ways the server's capabilities.
 """
 
 import argparse
@@ -23,22 +23,22 @@ from pathlib import Path
 
 NAME = "small"
 WAYS = {
-    "key": None,  # wanted as the bearer token
+    "key": None,  # the required bearer token
     "endpoints": ["completions", "chat/completions"],
-    "logprobs": 20,  # at most; 0: ignored
-    "echo": "empty",  # with max_tokens 0; "one": only with 1; "ignored"; "refused"; "zeros": with nothing behind it
-    "form": "lists",  # of log-probs; "content": as chat has them
+    "logprobs": 20,  # the maximum; 0: ignored
+    "echo": "empty",  # works with max_tokens 0; "one": only with 1; "ignored"; "refused"; "zeros": all log-probs are 0
+    "form": "lists",  # format of log-probs; "content": the chat format
     "seed": True,  # False: refused
-    "noise": False,  # True: no two answers are alike
-    "limit": "max_tokens",  # how the limit is called
+    "noise": False,  # True: no two answers are equal
+    "limit": "max_tokens",  # name of the limit in requests
     "usage": True,
     "listed": True,
-    "spaced": True,  # False: tokens are shown without their white space
+    "spaced": True,  # False: tokens are returned without their white space
 }
 
 
 class Words:
-    """A rule in place of a model: tokens are words with the space before them, and the more letters the rarer."""
+    """A rule in place of a model: tokens are words with the space before them; longer words are less likely."""
 
     context = 64
     chats = True
@@ -54,8 +54,8 @@ class Words:
         return [(self.say(text, 1, 0.0, 0), -0.1), *((f" {i}", -3.0 - i) for i in range(k - 1))]
 
     def say(self, text, limit, temperature, seed):
-        made = hashlib.sha256(f"{text}|{seed if temperature else 'greedy'}".encode()).hexdigest()
-        return "".join(f" {made[4 * i : 4 * i + 4]}" for i in range(min(limit, 8)))
+        digest = hashlib.sha256(f"{text}|{seed if temperature else 'greedy'}".encode()).hexdigest()
+        return "".join(f" {digest[4 * i : 4 * i + 4]}" for i in range(min(limit, 8)))
 
     def render(self, messages):
         return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
@@ -98,9 +98,11 @@ class Hugging:
         ids = self.torch.tensor([self.ids(text)])
         with self.lock, self.torch.no_grad():
             self.torch.manual_seed(seed)
-            how = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-            made = self.model.generate(ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=limit, **how)
-        return self.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+            options = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+            ids_out = self.model.generate(
+                ids, attention_mask=self.torch.ones_like(ids), max_new_tokens=limit, **options
+            )
+        return self.tokenizer.decode(ids_out[0, ids.shape[1] :], skip_special_tokens=True)
 
     def render(self, messages):
         return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -145,8 +147,8 @@ class Handler(BaseHTTPRequestHandler):
             type(self).ways = WAYS | body
             return self.give(200, {})
         endpoint = self.path.removeprefix("/v1/")
-        said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
-        self.note(event="came", endpoint=endpoint, prompt=said, seed=body.get("seed"))
+        prompt = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
+        self.note(event="came", endpoint=endpoint, prompt=prompt, seed=body.get("seed"))
         with self.lock:
             fault = self.plan.pop(0) if self.plan else None
         if fault and self.fail(fault):
@@ -175,21 +177,21 @@ class Handler(BaseHTTPRequestHandler):
         echo = body.get("echo") and ways["echo"] != "ignored"
         if echo and (ways["echo"] == "refused" or (ways["echo"] == "one" and limit < 1)):
             return self.refuse(400, "Only no echo is supported" if limit else "max_tokens must be at least 1")
-        made = self.model.say(text, limit, body.get("temperature", 1.0), body.get("seed", 0)) if limit else ""
+        reply = self.model.say(text, limit, body.get("temperature", 1.0), body.get("seed", 0)) if limit else ""
         if ways["noise"]:
-            made += f" {time.perf_counter_ns()}"
-        for word in body.get("stop", []):
-            made = made.partition(word)[0]
+            reply += f" {time.perf_counter_ns()}"
+        for stop in body.get("stop", []):
+            reply = reply.partition(stop)[0]
         choice = {"index": 0, "finish_reason": "length"}
         choice |= (
-            {"message": {"role": "assistant", "content": made}} if chat else {"text": (text if echo else "") + made}
+            {"message": {"role": "assistant", "content": reply}} if chat else {"text": (text if echo else "") + reply}
         )
         if k and ways["logprobs"]:
             choice["logprobs"] = self.logprobs(text, k, echo, limit, chat)
-        counts = {"prompt_tokens": len(self.model.tokens(text)), "completion_tokens": len(self.model.tokens(made))}
+        counts = {"prompt_tokens": len(self.model.tokens(text)), "completion_tokens": len(self.model.tokens(reply))}
         usage = {"usage": counts | {"total_tokens": sum(counts.values())}} if ways["usage"] else {}
         self.give(200, {"id": "x", "model": f"{NAME}@main", "choices": [choice], **usage})
-        self.note(event="answered", endpoint=endpoint, prompt=said, seed=body.get("seed"))
+        self.note(event="answered", endpoint=endpoint, prompt=prompt, seed=body.get("seed"))
 
     def logprobs(self, text, k, echo, limit, chat):
         tokens, logps = self.model.echo(text) if echo else ([], [])
@@ -212,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
     def fail(self, fault):
         kind = fault["kind"]
         self.note(event="failed", kind=kind)
-        whole = json.dumps({"choices": [{"text": "never to be read", "index": 0}]}).encode()
+        reply = json.dumps({"choices": [{"text": "never to be read", "index": 0}]}).encode()
         if kind.isdigit():
             headers = [("Retry-After", fault["after"])] if "after" in fault else []
             self.give(int(kind), {"error": {"message": fault.get("says", "a fault of ours"), "code": kind}}, headers)
@@ -223,26 +225,26 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "15")
             self.end_headers()
             self.wfile.write(b"<html>hi</html>")
-        elif kind == "cut":  # fewer bytes than were promised
+        elif kind == "cut":  # fewer bytes than Content-Length says
             self.send_response(200)
-            self.send_header("Content-Length", str(len(whole)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(whole[:20])
+            self.wfile.write(reply[:20])
             self.close_connection = True
         elif kind == "cut quietly":  # the end of the connection is the end of the answer
             self.send_response(200)
             self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(whole[:20])
+            self.wfile.write(reply[:20])
             self.close_connection = True
         elif kind == "closed":
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         elif kind == "drip":  # never silent for long, never done
             self.send_response(200)
-            self.send_header("Content-Length", str(len(whole)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            for byte in whole:
+            for byte in reply:
                 try:
                     self.wfile.write(bytes([byte]))
                 except OSError:
@@ -252,14 +254,14 @@ class Handler(BaseHTTPRequestHandler):
         elif kind == "stall":
             time.sleep(fault["s"])
             self.close_connection = True
-        elif kind == "slow":  # late, but well
+        elif kind == "slow":  # late, but correct
             time.sleep(fault["s"])
             return False
         return True
 
 
 class Small:
-    """Our server as a process; `log` is on disk and outlives it."""
+    """Our server as a process; `log` is a file that outlives it."""
 
     def __init__(self, folder, model=None):
         self.log = Path(folder) / "calls.jsonl"
@@ -267,14 +269,14 @@ class Small:
         self.start()
 
     def start(self):
-        more = ["--model", str(self.model)] if self.model else []
-        words = [sys.executable, __file__, "--log", str(self.log), "--port", str(self.port), *more]
-        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        model_options = ["--model", str(self.model)] if self.model else []
+        command = [sys.executable, __file__, "--log", str(self.log), "--port", str(self.port), *model_options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.ready = False
 
     @property
     def url(self):
-        """Waits until it serves."""
+        """The address; waits until the server is up."""
         if not self.ready:
             self.port, self.ready = int(self.process.stdout.readline()), True
         return f"http://127.0.0.1:{self.port}/v1"
@@ -294,7 +296,7 @@ class Small:
         return [row for row in rows if row["event"] == event]
 
     def prompts(self, event="came"):
-        """Prompts of calls so far, first tiny ones left out."""
+        """Prompts of the calls so far, without the probes."""
         return [r["prompt"] for r in self.rows(event) if r.get("prompt") not in ("1 2 3", "one two three four")]
 
     def wait(self, count, event="came"):
@@ -316,7 +318,7 @@ class Small:
 class Raw:
     """A server in a thread that answers every request with whatever bytes `answer(connection, path, body)` sends.
 
-    `heads` are the requests' first lines and headers, as they came.
+    `heads` are the request lines and headers received.
     """
 
     def __init__(self, answer):
@@ -345,10 +347,10 @@ class Raw:
 
 
 def said(text, status="200 OK", **headers):
-    """The bytes of a whole HTTP answer."""
+    """Return the bytes of a complete HTTP response."""
     data = text if isinstance(text, bytes) else text.encode()
-    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n{more}\r\n".encode() + data
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(data)}\r\nConnection: close\r\n{lines}\r\n".encode() + data
 
 
 class Serve:
@@ -359,15 +361,15 @@ class Serve:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.model, self.output = str(model), Path(folder) / "serve.txt"
-        here = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
-        words = [str(Path(sys.executable).with_name("transformers")), "serve", self.model, *here]
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu"]
+        command = [str(Path(sys.executable).with_name("transformers")), "serve", self.model, *options]
         with open(self.output, "w", encoding="utf-8") as out:
             env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(words, stdout=out, stderr=out, env=env)
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=env)
 
     @property
     def url(self):
-        """Waits until it serves, a minute at most."""
+        """The address; waits until the server is up, at most a minute."""
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         for _ in range(600):
             try:
@@ -392,7 +394,9 @@ def main():
     args = parser.parse_args()
     Handler.log, Handler.model = args.log, Hugging(args.model) if args.model else Words()
     server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
-    threading.Thread(target=lambda: os._exit(sys.stdin.read() != ""), daemon=True).start()  # ends with the tests
+    threading.Thread(
+        target=lambda: os._exit(sys.stdin.read() != ""), daemon=True
+    ).start()  # exits with the test process
     print(server.server_port, flush=True)
     server.serve_forever()
 

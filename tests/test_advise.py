@@ -1,4 +1,4 @@
-"""Advice: what files are, what is wrong in them, which methods run on them, with commands that do run."""
+"""Advice: the kind of files, problems in them, which methods run on them, with commands that do run."""
 
 import json
 import random
@@ -58,7 +58,7 @@ def test_every_kind_of_record_is_told_from_its_fields(tmp_path):
         (file,) = advise([write(tmp_path, "some.jsonl", row)]).files
         assert file.kinds[0] == kind, kind
     (file,) = advise([write(tmp_path, "some.jsonl", ROWS["scored"])]).files
-    assert file.kinds == ["scored", "demo"]  # a file may be read as several kinds
+    assert file.kinds == ["scored", "demo"]  # a file may fit several record kinds
 
 
 def test_other_names_for_our_fields_are_mapped(tmp_path):
@@ -92,9 +92,9 @@ def test_what_is_wrong_in_a_file_is_counted(tmp_path):
     pairs.append({"prompt": "q", "chosen": "c", "rejected": "d", "chosen_score": 1, "rejected_score": 1})
     (file,) = advise([write(tmp_path, "b.jsonl", *pairs)]).files
     assert (file.records, file.ties) == (3, 2)
-    shown = render(advise([path]))
-    for said in ("1 bad line, the first is", "2 an exact duplicate", "1 a near duplicate", "1 without an answer"):
-        assert said in shown
+    rendered = render(advise([path]))
+    for problem in ("1 bad line, the first is", "2 an exact duplicate", "1 a near duplicate", "1 without an answer"):
+        assert problem in rendered
 
 
 def test_a_clean_file_has_nothing_noted(tmp_path):
@@ -109,13 +109,16 @@ def test_lengths_are_counted_in_letters_and_words(tmp_path):
 
 
 def test_a_book_in_plain_text_is_a_text_that_methods_run_on(tmp_path):
-    for name, words in (("book", "It was a dark night in Hogsmeade. "), ("general", "Rivers carry sand to the sea. ")):
-        (tmp_path / f"{name}.txt").write_text(f"{words}\n\n" * 30)
-    shown = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
-    assert f"{tmp_path}/book.txt: 1 record, text" in shown
-    assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in shown
-    # Nothing that would be refused: text alone is no feedback, and has no scores.
-    assert not any(f"run {method}" in shown for method in ("hindsight", "phf")) and "compare" not in shown
+    for name, sentence in (
+        ("book", "It was a dark night in Hogsmeade. "),
+        ("general", "Rivers carry sand to the sea. "),
+    ):
+        (tmp_path / f"{name}.txt").write_text(f"{sentence}\n\n" * 30)
+    rendered = render(advise([f"{tmp_path}/book.txt", f"{tmp_path}/general.txt"]))
+    assert f"{tmp_path}/book.txt: 1 record, text" in rendered
+    assert f"didact run whp --model DIR --target {tmp_path}/book.txt --general {tmp_path}/general.txt" in rendered
+    # No method that would refuse: plain text has no feedback and no scores.
+    assert not any(f"run {method}" in rendered for method in ("hindsight", "phf")) and "compare" not in rendered
     scored = write(tmp_path, "scored.jsonl", *({"text": f"word {i}", "score": i / 9} for i in range(9)))
     assert f"didact run phf --model DIR --texts {scored}" in render(advise([scored]))
 
@@ -138,11 +141,11 @@ def test_names_break_ties_and_exclude_nothing(tmp_path):
     advice = advise([retain, forget, pairs])
     assert command_of(advice, "npo") == f"didact run npo --model DIR --forget {forget} --retain {retain}".split()
     assert command_of(advice, "dpo") == f"didact run dpo --model DIR --preferences {pairs}".split()
-    assert advice.runs[0].method == "npo"  # two files bear the names of its parameters
+    assert advice.runs[0].method == "npo"  # two files are named like its parameters
     alone = advise([retain])
     assert command_of(alone, "sft")[-1] == retain
-    assert "whp" in [c.method for c in alone.lacking]  # what must stay is nothing to forget
-    assert "npo" not in [c.method for c in advise([retain]).runs]  # what must stay is not offered to be forgotten
+    assert "whp" in [c.method for c in alone.lacking]  # retain records are not for forgetting
+    assert "npo" not in [c.method for c in advise([retain]).runs]  # retain records are not offered for forgetting
     train, test = (write(tmp_path, f"trec_{n}.jsonl", *demos(4, i)) for i, n in enumerate(["train", "test"]))
     for paths in ([test, train], [train, test]):
         assert command_of(advise(paths), "sft")[-4:] == ["--demos", train, "--score-on", test]
@@ -157,13 +160,13 @@ def test_several_that_fit_are_compared_first_and_little_is_said_of_what_is_lacki
         tmp_path, "some.jsonl", *[{"prompt": f"p{i}", "chosen": "c" * 99, "rejected": "r"} for i in range(99)]
     )
     advice = advise([pairs])
-    words = shlex.split(advice.compare.command)
-    arms = words[2 : words.index("--model")]
-    assert arms[:2] == ["dpo", "simpo"] and words[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
+    command = shlex.split(advice.compare.command)
+    arms = command[2 : command.index("--model")]
+    assert arms[:2] == ["dpo", "simpo"] and command[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
     early.able([(arm, catalogue.entry(arm)) for arm in arms], {"preference": read(pairs, "preference")}, None)
-    shown = render(advice)
-    assert shown.index("didact compare") < shown.index("didact run") and shown.count("didact run") <= 6
-    assert len(shown.partition("others lack")[2].strip().splitlines()) <= 6
+    rendered = render(advice)
+    assert rendered.index("didact compare") < rendered.index("didact run") and rendered.count("didact run") <= 6
+    assert len(rendered.partition("others lack")[2].strip().splitlines()) <= 6
     unlearn = advise([write(tmp_path, f"{n}.jsonl", *demos(3, i)) for i, n in enumerate(["forget", "retain"])])
     assert "didact compare npo " in unlearn.compare.command and "--forget" in unlearn.compare.command
     assert advise([write(tmp_path, "a.jsonl", ROWS["parallel"])]).compare is None
@@ -179,7 +182,7 @@ def test_texts_with_labels_are_demonstrations_with_choices_and_splits_are_files(
     assert "2 choices; --map completion=fine takes fine" in render(advice)
     assert advise([path], None, {"completion": "fine"}).files[0].choices == ["f0", "f1"]
     (plain,) = advise([write(tmp_path, "a.jsonl", *[{"text": f"t{i}", "topic": f"u{i}"} for i in range(4)])]).files
-    assert plain.kinds[0] == "text" and not plain.choices  # every text has a topic of its own: no classes
+    assert plain.kinds[0] == "text" and not plain.choices  # every text has its own topic: no classes
     splits = {name: [[f"{name} {i}", "ab"[i % 2]] for i in range(4)] for name in ("val", "train")}
     (tmp_path / "clinc.json").write_text(json.dumps(splits))
     advice = advise([f"{tmp_path}/clinc.json"])
@@ -199,10 +202,10 @@ def test_every_method_is_either_run_or_lacks_something_and_every_command_parses(
     assert all(c.lacks and not c.command for c in advice.lacking)
     assert {"sft", "dpo", "npo", "mesa-gd"} <= {c.method for c in advice.runs}
     for choice in advice.runs:
-        _, _, method, *words = shlex.split(choice.command)
+        _, _, method, *flags = shlex.split(choice.command)
         entry = catalogue.entry(method)
         request = options.parser(entry).parse(
-            ["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in words]
+            ["--" + w[2:].replace("-", "_") if w.startswith("--") else w for w in flags]
         )
         assert set(request.data) <= set(entry["needs"]) and request.data
         assert all(

@@ -1,4 +1,4 @@
-"""What a prompt procedure asks: bounded retries, a budget, a transcript that can be taught."""
+"""Requests of a prompt procedure: bounded retries, a budget, a transcript for training."""
 
 import pytest
 from scripted import Scripted
@@ -48,36 +48,36 @@ def test_retries_count_against_the_budget():
 
 
 def test_a_greedy_answer_is_asked_again_with_some_warmth_and_rounds_differ_in_their_seed():
-    seen = []
+    recorded = []
 
     class Watched(Scripted):
         def generate(self, prompts, max_new_tokens=64, **how):
-            seen.append((how["temperature"], how["seed"], max_new_tokens))
+            recorded.append((how["temperature"], how["seed"], max_new_tokens))
             return super().generate(prompts, max_new_tokens, **how)
 
     asker = ask.Asker(Watched(lambda prompt, i: "?"), ask.Asking(tries=2), seed=5)
     asker.ask(["a"], number, max_new_tokens=9)
     asker.ask(["a"], number, temperature=0.3)
-    assert [t for t, _, _ in seen] == [0.0, ask.WARM, 0.3, 0.3]
-    assert [n for _, _, n in seen] == [9, 9, 512, 512]
-    assert len({seed for _, seed, _ in seen}) == 4
+    assert [t for t, _, _ in recorded] == [0.0, ask.WARM, 0.3, 0.3]
+    assert [n for _, _, n in recorded] == [9, 9, 512, 512]
+    assert len({seed for _, seed, _ in recorded}) == 4
 
 
 def test_the_transcript_becomes_demonstrations():
     asker = ask.Asker(Scripted(lambda prompt, i: "4" if "2+2" in prompt else "?"), ask.Asking(tries=1))
-    talk = ask.conversation("Be brief.", "2+2")
-    asker.ask([talk, "x"], number, "solver", items=[10, 11])
+    conversation = ask.conversation("Be brief.", "2+2")
+    asker.ask([conversation, "x"], number, "solver", items=[10, 11])
     assert [e.read for e in asker.exchanges] == [True, False]
     (demo,) = asker.demos()
-    assert demo == Demo(prompt=talk, completion="4", extra={"role": "solver", "item": 10})
+    assert demo == Demo(prompt=conversation, completion="4", extra={"role": "solver", "item": 10})
     assert demo.prompt.turns == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2"})
     assert asker.demos(lambda e: e.item == 11) == []
 
 
 def test_a_conversation_without_a_system_message_alternates_from_the_user():
-    talk = ask.conversation("", "one", "two", "three")
-    assert isinstance(talk, Messages)
-    assert [turn["role"] for turn in talk.turns] == ["user", "assistant", "user"]
+    conversation = ask.conversation("", "one", "two", "three")
+    assert isinstance(conversation, Messages)
+    assert [turn["role"] for turn in conversation.turns] == ["user", "assistant", "user"]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Trees as lists and back, the subspace probe, and the study on programs of a world, of Python and of a user."""
+"""Trees to lists and back, the subspace probe, and the study on programs of a world, of Python and of a user."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ QUICK = probes.Training(lr=1e-2, epochs=2)
 
 def test_the_papers_example() -> None:
     tree = trees.of_lists(PAPER, "selected = element break")
-    made = trees.encode(tree)
-    assert made.d == (2, 1, 3)
-    assert made.c == ("expression_statement<sep>assignment", EMPTY, "block")
-    assert made.u == (EMPTY, EMPTY, EMPTY, "break_statement")
-    true = trees.constituents(made)
-    assert set(true) == {
+    result = trees.encode(tree)
+    assert result.d == (2, 1, 3)
+    assert result.c == ("expression_statement<sep>assignment", EMPTY, "block")
+    assert result.u == (EMPTY, EMPTY, EMPTY, "break_statement")
+    gold = trees.constituents(result)
+    assert set(gold) == {
         ("block", 0, 3),
         ("expression_statement", 0, 2),
         ("assignment", 0, 2),
         ("break_statement", 3, 3),
     }
-    said = [*true[:2], trees.Constituent("augmented_assignment", 0, 2)]
-    found = trees.score(said, true)
-    assert found == pytest.approx((2 / 3, 2 / 4, 4 / 7))
-    assert trees.score([true[0]] * 3, true).recall == 1 / 4
-    assert trees.score([true[0]] * 3, true, official=True).recall == 3 / 4
+    predicted = [*gold[:2], trees.Constituent("augmented_assignment", 0, 2)]
+    scores = trees.score(predicted, gold)
+    assert scores == pytest.approx((2 / 3, 2 / 4, 4 / 7))
+    assert trees.score([gold[0]] * 3, gold).recall == 1 / 4
+    assert trees.score([gold[0]] * 3, gold, official=True).recall == 3 / 4
 
 
 def nodes(most: int = 4) -> Any:
@@ -61,51 +61,51 @@ def nodes(most: int = 4) -> Any:
 
 
 def direct(tree: Node | Leaf, at: int = 0) -> tuple[list[Any], int]:
-    """Constituents of a tree as it is, and how many leaves it has."""
+    """Return the constituents of a tree, unmodified, and its number of leaves."""
     if isinstance(tree, Leaf):
         return [], 1
     out, n = [], 0
     for child in tree.children:
-        more, wide = direct(child, at + n)
-        out += more
+        inner, wide = direct(child, at + n)
+        out += inner
         n += wide
     return [(tree.label, at, at + n - 1), *out], n
 
 
 @given(nodes(), st.sampled_from([lambda d: 3 * d - 7, lambda d: d**3, lambda d: np.exp(d / 5)]))
-def test_the_way_there_and_back_is_the_identity_whatever_heights_are(told: Any, rising: Any) -> None:
-    text = "x " * str(told).count("'x'")
-    tree = trees.of_lists(told, text)
-    made, n = trees.encode(tree), len(trees.leaves(tree))
-    assert len(made.d) == len(made.c) == n - 1 and len(made.u) == n
-    assert trees.to_lists(tree, text) == told
-    true = sorted(direct(tree)[0])
-    seen = Code(tuple(rising(np.array(made.d, dtype=float))), made.c, made.u)
-    for code_ in (made, seen):
-        assert sorted(trees.constituents(code_)) == true
+def test_the_way_there_and_back_is_the_identity_whatever_heights_are(nested: Any, rising: Any) -> None:
+    text = "x " * str(nested).count("'x'")
+    tree = trees.of_lists(nested, text)
+    result, n = trees.encode(tree), len(trees.leaves(tree))
+    assert len(result.d) == len(result.c) == n - 1 and len(result.u) == n
+    assert trees.to_lists(tree, text) == nested
+    gold = sorted(direct(tree)[0])
+    rescaled = Code(tuple(rising(np.array(result.d, dtype=float))), result.c, result.u)
+    for code_ in (result, rescaled):
+        assert sorted(trees.constituents(code_)) == gold
         assert trees.decode(code_, trees.leaves(tree)) == tree
 
 
 @given(st.lists(st.floats(-5, 5), min_size=0, max_size=12), st.data())
 def test_any_numbers_and_labels_make_a_tree(d: list[float], data: Any) -> None:
     label = st.sampled_from([EMPTY, "A", "A<sep>B"])
-    made = Code(tuple(d), *(tuple(data.draw(st.lists(label, min_size=n, max_size=n))) for n in (len(d), len(d) + 1)))
-    tree = trees.decode(made)
+    result = Code(tuple(d), *(tuple(data.draw(st.lists(label, min_size=n, max_size=n))) for n in (len(d), len(d) + 1)))
+    tree = trees.decode(result)
     assert trees.leaves(tree) == [Leaf(i, i + 1) for i in range(len(d) + 1)]
-    assert sorted(direct(tree)[0]) == sorted(trees.constituents(made) or [(trees.BAD_ROOT, 0, len(d))])
+    assert sorted(direct(tree)[0]) == sorted(trees.constituents(result) or [(trees.BAD_ROOT, 0, len(d))])
 
 
 def test_the_rank_loss() -> None:
-    d, there = f64([3, 1, 2, 1]), torch.ones(1, 4, dtype=torch.bool)
+    d, mask = f64([3, 1, 2, 1]), torch.ones(1, 4, dtype=torch.bool)
     d = d.reshape(1, 4)
-    assert syntax.height_loss(10 * d, d, there) == 0
-    assert float(syntax.height_loss(0 * d, d, there)) == pytest.approx(1.0)
-    assert float(syntax.height_loss(-d, d, there)) > 2
-    assert float(syntax.height_loss(d + 1, d, there, "l1")) == float(syntax.height_loss(d - 1, d, there, "l2")) == 1
-    # Padding changes nothing, and ties ask for nothing.
+    assert syntax.height_loss(10 * d, d, mask) == 0
+    assert float(syntax.height_loss(0 * d, d, mask)) == pytest.approx(1.0)
+    assert float(syntax.height_loss(-d, d, mask)) > 2
+    assert float(syntax.height_loss(d + 1, d, mask, "l1")) == float(syntax.height_loss(d - 1, d, mask, "l2")) == 1
+    # Padding changes nothing, and ties add no loss.
     wide = torch.cat([10 * d, f64([99.0, -99.0]).reshape(1, 2)], 1), torch.cat([d, f64([0.0, 5.0]).reshape(1, 2)], 1)
     assert syntax.height_loss(*wide, torch.tensor([[True] * 4 + [False] * 2])) == 0
-    assert syntax.height_loss(f64([9.0, -9.0]).reshape(1, 2), f64([1.0, 1.0]).reshape(1, 2), there[:, :2]) == 0
+    assert syntax.height_loss(f64([9.0, -9.0]).reshape(1, 2), f64([1.0, 1.0]).reshape(1, 2), mask[:, :2]) == 0
 
 
 def test_what_is_learnt_is_the_subspace_not_its_basis() -> None:
@@ -132,7 +132,7 @@ def test_what_is_learnt_is_the_subspace_not_its_basis() -> None:
 
 
 def test_trees_that_are_in_the_vectors_are_read_off() -> None:
-    """Vectors built so that differences have the right length and direction; alignment off by one finds nothing."""
+    """On vectors whose differences have the right length and direction; an alignment off by one finds nothing."""
     programs = code.Code(phrases=2).programs(0, 110)
     codes = [trees.encode(trees.of_lists(p.extra["tree"], p.text)) for p in programs]
     labels = syntax.Labels.of(codes)
@@ -148,16 +148,16 @@ def test_trees_that_are_in_the_vectors_are_read_off() -> None:
         vectors.append(walk)
     flat = torch.cat(vectors)
     parts = probes.split(range(110), 0.2, 0.15)
-    true = [codes[i] for i in parts.test.tolist()]
-    how, rank = probes.Training(lr=3e-2, epochs=10, rows=8), flat.shape[1]
-    found = []
+    gold = [codes[i] for i in parts.test.tolist()]
+    config, rank = probes.Training(lr=3e-2, epochs=10, rows=8), flat.shape[1]
+    results = []
     for read in (flat.__getitem__, flat.roll(1, 0).__getitem__):
-        probe = syntax.train(read, {"x": (corpus, rank)}, parts, how)["x"]
-        said = syntax.predict(probe, corpus, read, parts.test)
-        found.append(np.mean([s.f1 for s in syntax_scores.scores(said, true)]))
-        right = syntax_scores.parts_right(said, true)
-        assert set(right) == {"labels", "leaf_labels", "pairs_ranked"}
-    assert found[0] > 0.7 and found[1] < found[0] - 0.3
+        probe = syntax.train(read, {"x": (corpus, rank)}, parts, config)["x"]
+        predicted = syntax.predict(probe, corpus, read, parts.test)
+        results.append(np.mean([s.f1 for s in syntax_scores.scores(predicted, gold)]))
+        accuracy = syntax_scores.parts_right(predicted, gold)
+        assert set(accuracy) == {"labels", "leaf_labels", "pairs_ranked"}
+    assert results[0] > 0.7 and results[1] < results[0] - 0.3
 
 
 PROGRAM = '''\
@@ -169,12 +169,12 @@ def f(a, *, b="x y"):
 
 
 def test_python_without_remarks_and_with_strings_whole() -> None:
-    made = parsing.parse(PROGRAM, "python")
-    assert made is not None
-    text, tree = made
+    result = parsing.parse(PROGRAM, "python")
+    assert result is not None
+    text, tree = result
     assert text == 'def f(a, *, b="x y"):\n    return (a + b)[0]'
-    words = [text[leaf.start : leaf.end] for leaf in trees.leaves(tree)]
-    assert " ".join(words) == 'def f ( a , * , b = "x y" ) : return ( a + b ) [ 0 ]'
+    tokens = [text[leaf.start : leaf.end] for leaf in trees.leaves(tree)]
+    assert " ".join(tokens) == 'def f ( a , * , b = "x y" ) : return ( a + b ) [ 0 ]'
     assert parsing.parse("def f(:", "python") is None
     accented = parsing.parse("é = 'ü'\nz = é", "python")
     assert accented and [accented[0][a:b] for a, b in trees.leaves(accented[1])] == ["é", "=", "'ü'", "z", "=", "é"]
@@ -196,17 +196,17 @@ FOREIGN = {
 
 @pytest.mark.parametrize("language", list(FOREIGN))
 def test_other_languages(language: str, tmp_path: Path) -> None:
-    program, words, labels = FOREIGN[language]
-    made = parsing.parse(program, language)
-    assert made is not None and "done" not in made[0]
-    text, tree = made
-    assert " ".join(text[leaf.start : leaf.end] for leaf in trees.leaves(tree)) == words
+    program, tokens, labels = FOREIGN[language]
+    built = parsing.parse(program, language)
+    assert built is not None and "done" not in built[0]
+    text, tree = built
+    assert " ".join(text[leaf.start : leaf.end] for leaf in trees.leaves(tree)) == tokens
     assert set(labels) <= {node.label for node in nodes(tree)}
     assert parsing.parse(program[:-3], language) is None
-    assert [made] == [parsing.parse(text, language)]
+    assert [built] == [parsing.parse(text, language)]
     (tmp_path / f"one{parsing.SUFFIXES[language]}").write_text(program + program.replace("add", "sum"))
-    found = list(parsing.functions(tmp_path, language))
-    assert [t.text.split("(")[0].split()[-1] for t in found] == ["add", "sum"]
+    actual = list(parsing.functions(tmp_path, language))
+    assert [t.text.split("(")[0].split()[-1] for t in actual] == ["add", "sum"]
     result = ast_probe(
         tiny("llama"), [Text(text=program.replace("add", f"f{n}")) for n in range(12)], language=language, rank=8,
         layers=(1,), probe=QUICK,
@@ -215,7 +215,7 @@ def test_other_languages(language: str, tmp_path: Path) -> None:
 
 
 def nodes(tree: Any) -> Iterator[trees.Node]:
-    """Of a tree, from the root down."""
+    """Yield the nodes of a tree, from the root down."""
     if isinstance(tree, trees.Node):
         yield tree
         for child in tree.children:
@@ -225,9 +225,9 @@ def nodes(tree: Any) -> Iterator[trees.Node]:
 def test_a_grammar_of_another_version_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     for language, has in (("olden", {"language": lambda: 0}), ("empty", {})):
         monkeypatch.setitem(sys.modules, f"tree_sitter_{language}", types.SimpleNamespace(**has))  # type: ignore[arg-type]  # stands for a module
-        with pytest.raises(UserError, match=f"language {language}: tree-sitter cannot use its grammar") as caught:
+        with pytest.raises(UserError, match=f"language {language}: tree-sitter cannot use its grammar") as error:
             parsing.parser(language)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "always", "unigram", "wordpiece"])
@@ -235,26 +235,32 @@ def test_leaves_are_read_from_their_own_sub_tokens(kind: str) -> None:
     text = "Where was (Mira) born?"
     tree = trees.of_lists(["s", "Where", "was", ["b", "(", "Mira", ")"], "born", "?"], text)
     tokenizer = tokenizer_of(kind)
-    made = syntax.snippet(tokenizer, text, tree)
-    for (start, end), unit in zip(made.leaves, made.units, strict=True):
-        said = "".join(tokenizer.convert_ids_to_tokens([made.ids[i] for i in unit])).strip("Ġ▁").replace("##", "")
-        assert said == "<unk>" or said.lower() == text[start:end].lower() or (kind, said) == ("always", "born?")
-    read = [i for unit in made.units for i in unit]
+    result = syntax.snippet(tokenizer, text, tree)
+    for (start, end), unit in zip(result.leaves, result.units, strict=True):
+        leaf_text = (
+            "".join(tokenizer.convert_ids_to_tokens([result.ids[i] for i in unit])).strip("Ġ▁").replace("##", "")
+        )
+        assert (
+            leaf_text == "<unk>"
+            or leaf_text.lower() == text[start:end].lower()
+            or (kind, leaf_text) == ("always", "born?")
+        )
+    read = [i for unit in result.units for i in unit]
     assert sorted(set(read)) == (read if kind != "always" else read[:-1])  # `born?` is one token
     first = syntax.snippet(tokenizer, text, tree, "first").units
-    assert [unit[:1] for unit in made.units] == list(first)
+    assert [unit[:1] for unit in result.units] == list(first)
 
 
 def test_functions_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "a.py").write_text("class A:\n    def g(self):\n        return 1\n\ndef h():\n    pass\n")
     (tmp_path / "site-packages" / "b.py").write_text("def no(): pass\n")
-    found = list(parsing.functions(tmp_path, "python"))
-    assert sorted(t.text for t in found) == ["def g(self):\n    return 1", "def h():\n    pass"]
+    result = list(parsing.functions(tmp_path, "python"))
+    assert sorted(t.text for t in result) == ["def g(self):\n    return 1", "def h():\n    pass"]
     with pytest.raises(UserError, match=r"no functions in go sources|needs tree-sitter"):
         next(parsing.functions(tmp_path, "go"))
-    many = [Text(text="x = ("), *(Text(text=f"x = {n}") for n in range(9))]
-    first = syntax.read(tiny("llama"), many, "python", 99, 4)  # that serve
+    texts = [Text(text="x = ("), *(Text(text=f"x = {n}") for n in range(9))]
+    first = syntax.read(tiny("llama"), texts, "python", 99, 4)  # the valid ones
     assert [s.text for s in first[0]] == ["x = 0", "x = 1", "x = 2", "x = 3"] and first[1] == {"do not parse": 1}
 
 
@@ -263,12 +269,12 @@ def test_on_a_users_model_and_programs(arch: str, tmp_path: Path) -> None:
     model = tiny(arch)
     texts = [*code.Code(phrases=2).programs(1, 40), Text(text="def f(a): return a"), Text(text="def f(a:")]
     result = ast_probe(model, texts, rank=8, ranks=(2, 64), probe=QUICK)
-    found = result.findings
-    assert found["snippets"]["used"] == 41 and found["snippets"]["do not parse"] == 1
-    assert set(found["layers"]) == {"trained", "untrained blocks", "control task"}
-    assert set(found["layers"]["trained"]) == {0, 1, 2} and set(found["layers"]["untrained blocks"]) == {1, 2}
-    assert {"gain_over_untrained", "gain_over_layer_0", "selectivity"} <= set(found["best"]) and set(
-        found["ranks"]
+    findings = result.findings
+    assert findings["snippets"]["used"] == 41 and findings["snippets"]["do not parse"] == 1
+    assert set(findings["layers"]) == {"trained", "untrained blocks", "control task"}
+    assert set(findings["layers"]["trained"]) == {0, 1, 2} and set(findings["layers"]["untrained blocks"]) == {1, 2}
+    assert {"gain_over_untrained", "gain_over_layer_0", "selectivity"} <= set(findings["best"]) and set(
+        findings["ranks"]
     ) == {2, 8, 64}
     assert [f.title for f in result.figures][:2] == [
         "Syntax trees read off hidden states",
@@ -280,7 +286,7 @@ def test_on_a_users_model_and_programs(arch: str, tmp_path: Path) -> None:
     assert torch.equal(again.p, result.models["subspace"].module.p)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("record", "options", "why"), [
+@pytest.mark.parametrize(("record", "options", "reason"), [
     (Text(text="a b", extra={"tree": ["s", "a", "c"]}), {}, "record 1: field 'tree': token 'c' does not follow"),
     (Text(text="a b c", extra={"tree": ["s", "a", "b"]}), {}, "record 1: field 'tree': spans"),
     (Text(text="a b", extra={"tree": ["s", ["t"], "b"]}), {}, r"record 1: field 'tree': must be \[label"),
@@ -289,10 +295,10 @@ def test_on_a_users_model_and_programs(arch: str, tmp_path: Path) -> None:
     (Text(text="x = 1"), {"language": "cobol"}, "language cobol: needs tree-sitter and its grammar: pip install"),
     (Text(text="x = 1"), {"longest": 2}, "1 too long"),
 ])  # fmt: skip
-def test_what_cannot_be_probed_is_one_line(record: Text, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=why) as caught:
+def test_what_cannot_be_probed_is_one_line(record: Text, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
         ast_probe(tiny("llama"), [record], **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_that_cannot_say_where_tokens_stand() -> None:
@@ -306,21 +312,24 @@ def test_controls_are_a_function_of_the_word() -> None:
     programs = code.Code(phrases=2).programs(2, 30)
     codes = [trees.encode(trees.of_lists(p.extra["tree"], p.text)) for p in programs]
     words = [p.text.split() for p in programs]
-    made = trees.control(codes, words, 0)
-    seen: dict[str, set[Any]] = {}
-    for row, one in zip(words, made, strict=True):
+    result = trees.control(codes, words, 0)
+    recorded: dict[str, set[Any]] = {}
+    for row, one in zip(words, result, strict=True):
         assert len(one.d) == len(row) - 1
         for i, word in enumerate(row[1:]):
-            seen.setdefault(word, set()).add((one.d[i], one.c[i], one.u[i + 1]))
-    assert all(len(of) == 1 for of in seen.values()) and len({min(of) for of in seen.values()}) > 3
+            recorded.setdefault(word, set()).add((one.d[i], one.c[i], one.u[i + 1]))
+    assert (
+        all(len(controls) == 1 for controls in recorded.values())
+        and len({min(controls) for controls in recorded.values()}) > 3
+    )
 
 
 def test_the_control_is_the_mean_of_draws() -> None:
-    made = syntax.Snippet("a b c", (1, 2, 3), (Leaf(0, 1), Leaf(2, 3), Leaf(4, 5)), ((0,), (1,), (2,)), trees.encode(
+    result = syntax.Snippet("a b c", (1, 2, 3), (Leaf(0, 1), Leaf(2, 3), Leaf(4, 5)), ((0,), (1,), (2,)), trees.encode(
         Node("s", (Leaf(0, 1), Node("t", (Leaf(2, 3), Leaf(4, 5)))))))  # fmt: skip
-    study = syntax_study.Study([made] * 3, probes.split(range(3), 0.3, 0.3), 4, probes.Training())
-    drawn = [corpus.codes[0] for corpus, rank in study.controls.values() if rank == 4]
-    assert len(drawn) == syntax_study.CONTROLS and len(set(drawn)) > 1
+    study = syntax_study.Study([result] * 3, probes.split(range(3), 0.3, 0.3), 4, probes.Training())
+    samples = [corpus.codes[0] for corpus, rank in study.controls.values() if rank == 4]
+    assert len(samples) == syntax_study.CONTROLS and len(set(samples)) > 1
     each = [
         syntax_study.Reading(Subspace(2, 1, 1, 1), 0.0, [], {"f1": np.array(f1)}) for f1 in ([0.2, 1.0], [0.4, 0.0])
     ]
@@ -328,9 +337,9 @@ def test_the_control_is_the_mean_of_draws() -> None:
 
 
 def test_a_world_never_gives_one_program_twice() -> None:
-    made = code.Code().programs(0, 200)
-    assert len({t.text for t in made}) == 200 and code.Code().programs(0, 5) == made[:5]
-    for text in made[:20]:  # a keyword says what follows it
+    result = code.Code().programs(0, 200)
+    assert len({t.text for t in result}) == 200 and code.Code().programs(0, 5) == result[:5]
+    for text in result[:20]:  # a keyword predicts what follows it
         tree = text.extra["tree"]
         assert " ".join(code.tokens(tree)) == text.text
         assert all(len(phrase) == 2 + len(code.SLOTS[phrase[0]]) for phrase in tree[1:])
@@ -338,7 +347,7 @@ def test_a_world_never_gives_one_program_twice() -> None:
 
 def test_trigrams_back_off_to_what_they_have_counted() -> None:
     rows = [(0, 1), (0, 1)]
-    alone = (2 + 0.5) / 3  # of token 1, behind nothing known: two of two, and one kind beside one that is unknown
+    alone = (2 + 0.5) / 3  # for token 1, after nothing known: two of two, and one kind beside an unknown one
     assert ast_probe_real.trigrams(rows, [(0, 1)]) == pytest.approx(-np.log((2 + alone) / 3))
     assert ast_probe_real.trigrams(rows, [(7, 1)]) == pytest.approx(-np.log(alone))
     assert ast_probe_real.trigrams(rows, [(7, 8)]) == pytest.approx(-np.log(1 - alone))

@@ -1,4 +1,4 @@
-"""Attention within a band: the mask, the wrapper around transformers models, and GPT-Neo, which has it built in."""
+"""Banded attention: the mask, the wrapper around transformers models, and GPT-Neo, which has it built in."""
 
 import pytest
 import torch
@@ -40,11 +40,11 @@ def test_a_band_as_wide_as_the_text_is_dense_attention(tokenizer, arch, attentio
     ids = torch.randint(0, 270, (2, 10), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :3] = 0  # padding on the left stays masked
-    for more in ({}, {"attention_mask": mask}):
+    for extra in ({}, {"attention_mask": mask}):
         for layers in ("odd", "all"):
             wide = banded.banded(dense, 10, layers)
-            assert torch.allclose(logits(wide, ids, **more), logits(dense, ids, **more), atol=1e-6)
-        assert not torch.allclose(logits(banded.banded(dense, 3), ids, **more), logits(dense, ids, **more), atol=1e-4)
+            assert torch.allclose(logits(wide, ids, **extra), logits(dense, ids, **extra), atol=1e-6)
+        assert not torch.allclose(logits(banded.banded(dense, 3), ids, **extra), logits(dense, ids, **extra), atol=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -64,14 +64,14 @@ def test_what_lies_beyond_the_band_has_no_influence(tokenizer, arch, layers, rea
 def test_a_banded_model_scores_and_generates_alike_with_and_without_cache(tokenizer, arch):
     model = banded.banded(build.build(arch, tokenizer, d=16, layers=2, heads=2, context=64, seed=3), 3)
     ids = torch.tensor([tokenizer("the sun and the sea")["input_ids"]])
-    made = [model.module.generate(ids, max_new_tokens=8, do_sample=False, use_cache=c) for c in (True, False)]
-    assert torch.equal(*made)
+    completions = [model.module.generate(ids, max_new_tokens=8, do_sample=False, use_cache=c) for c in (True, False)]
+    assert torch.equal(*completions)
     rows = [encode.row(tokenizer, "the sun and", c, "causal", 64, end=False) for c in ("the sea", "the sun are old")]
     total, _ = forward.row_logp(model, rows)
     for row, logp in zip(rows, total.tolist(), strict=True):
         whole = torch.tensor([row.prompt + row.completion])
-        of = logits(model, whole).log_softmax(-1)[0, len(row.prompt) - 1 : -1]
-        assert of.gather(-1, torch.tensor(row.completion)[:, None]).sum().item() == pytest.approx(logp, abs=1e-4)
+        log_probs = logits(model, whole).log_softmax(-1)[0, len(row.prompt) - 1 : -1]
+        assert log_probs.gather(-1, torch.tensor(row.completion)[:, None]).sum().item() == pytest.approx(logp, abs=1e-4)
     assert len(generate.generate(model, ["the sun", "the sea are"], max_new_tokens=4)) == 2
 
 

@@ -1,4 +1,4 @@
-"""bayesian-prism: exact references by the card's known answers, function classes, a trained learner, a user's model."""
+"""bayesian-prism: exact references against known answers, function classes, a trained learner, a user's model."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def draw(seed: int, d: int, rows: int = 7, prompts: int = 3) -> tuple[torch.Tens
 def test_the_gaussian_posterior_is_its_formula(seed: int, d: int, noise: float, tau: float, mu: float) -> None:
     """`(X'X/s^2 + I/t^2)^-1 (X'y/s^2 + mu/t^2)`, and the evidence is that of `N(X mu, s^2 I + t^2 X X')`."""
     x, y = draw(seed, d)
-    found = bayes.gaussian(mu, tau, noise)(x, y)
+    result = bayes.gaussian(mu, tau, noise)(x, y)
     for b, t in itertools.product(range(3), range(7)):
-        rows, seen = x[b, :t].numpy(), y[b, :t].numpy()
-        left = rows.T @ rows / noise**2 + np.eye(d) / tau**2
-        w = np.linalg.solve(left, rows.T @ seen / noise**2 + mu / tau**2)
-        assert float(found.mean[b, t]) == pytest.approx(float(x[b, t].numpy() @ w), abs=1e-8)
+        rows, labels = x[b, :t].numpy(), y[b, :t].numpy()
+        precision = rows.T @ rows / noise**2 + np.eye(d) / tau**2
+        w = np.linalg.solve(precision, rows.T @ labels / noise**2 + mu / tau**2)
+        assert float(result.mean[b, t]) == pytest.approx(float(x[b, t].numpy() @ w), abs=1e-8)
         if t:
             cov = noise**2 * np.eye(t) + tau**2 * rows @ rows.T
-            known = stats.multivariate_normal(rows @ np.full(d, mu), cov).logpdf(seen)
-            assert float(found.logp[b, :t].sum()) == pytest.approx(float(known), abs=1e-7)
+            expected = stats.multivariate_normal(rows @ np.full(d, mu), cov).logpdf(labels)
+            assert float(result.logp[b, :t].sum()) == pytest.approx(float(expected), abs=1e-7)
 
 
 @settings(deadline=None, max_examples=15)
@@ -73,11 +73,11 @@ def test_without_noise_it_is_least_squares_of_smallest_norm(seed: int, d: int, m
     x, _ = draw(seed, d, rows=9)
     w = torch.randn(3, d, 1, generator=torch.Generator().manual_seed(seed)).double()
     y = (x @ w)[..., 0]
-    found = bayes.gaussian(mu)(x, y).mean
+    result = bayes.gaussian(mu)(x, y).mean
     for t in range(9):
         start = torch.full((3, d, 1), mu, dtype=torch.float64)
         best = start + torch.linalg.pinv(x[:, :t]) @ (y[:, :t, None] - x[:, :t] @ start)
-        torch.testing.assert_close(found[:, t], (x[:, t, None] @ best)[:, 0, 0], atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(result[:, t], (x[:, t, None] @ best)[:, 0, 0], atol=1e-6, rtol=1e-6)
 
 
 def test_the_error_falls_by_one_dimension_a_row() -> None:
@@ -88,12 +88,12 @@ def test_the_error_falls_by_one_dimension_a_row() -> None:
 
 
 def test_least_squares_is_that_of_all_rows() -> None:
-    """Also where noise leaves no function that fits them all."""
+    """Also where noise leaves no function that fits all examples."""
     x, y = draw(3, 2, rows=9)
-    found = prism.named(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
+    result = prism.named(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
     for t in (1, 2, 3, 8):
         w = torch.linalg.pinv(x[:, :t]) @ y[:, :t, None]
-        torch.testing.assert_close(found[:, t], (x[:, t, None] @ w)[:, 0, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(result[:, t], (x[:, t, None] @ w)[:, 0, 0], atol=1e-4, rtol=1e-4)
 
 
 def test_mixtures() -> None:
@@ -106,8 +106,8 @@ def test_mixtures() -> None:
     both = bayes.mixture([one, two], [0.5, 0.5])(x, y)
     assert both.mean[:, 0].abs().max() < 1e-12  # the empty prompt of a symmetric prior
     # Its evidence is that of the mixture.
-    known = torch.logaddexp(one(x, y).logp.sum(1), two(x, y).logp.sum(1)) - math.log(2)
-    torch.testing.assert_close(both.logp.sum(1), known)
+    expected = torch.logaddexp(one(x, y).logp.sum(1), two(x, y).logp.sum(1)) - math.log(2)
+    torch.testing.assert_close(both.logp.sum(1), expected)
 
 
 def test_a_pool_of_tasks() -> None:
@@ -132,8 +132,8 @@ def test_sign_vectors() -> None:
     x = torch.tensor([[[1.0, 2.0], [1.0, 0.0]], [[1.0, 2.0], [0.0, 1.0]]]).double()
     y = torch.tensor([[3.0, 0.0], [1.0, 0.0]]).double() / math.sqrt(2)
     assert (exact(x, y).mean[:, 1] * math.sqrt(2)).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
-    found = search.smallest_largest(x, y)[:, 1] * math.sqrt(2)
-    assert found.tolist() == pytest.approx([1.0, 1 / 3], abs=1e-6)  # which is no sign vector where y is 1
+    result = search.smallest_largest(x, y)[:, 1] * math.sqrt(2)
+    assert result.tolist() == pytest.approx([1.0, 1 / 3], abs=1e-6)  # not a sign vector where y is 1
     batch = Signs(dim=8, rows=8)(0, 20)  # more than d / 2 rows recover the signs
     last = search.smallest_largest(batch["x"], batch["y"][..., 0])[:, -1]
     assert (last - batch["y"][:, -1, 0]).abs().median() < 1e-5
@@ -145,10 +145,10 @@ def test_the_lasso_is_scikit_learns_and_the_nuclear_norm_recovers_rank_one() -> 
 
     batch = functions.Sparse(dim=6, rows=9)(0, 4)
     x, y = batch["x"].double(), batch["y"][..., 0].double()
-    found = search.lasso(x, y, 0.02)
+    result = search.lasso(x, y, 0.02)
     for b, t in itertools.product(range(4), (3, 8)):
-        known = Lasso(0.02, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(x[b, :t], y[b, :t])
-        assert float(found[b, t]) == pytest.approx(float(known.predict(x[b, t : t + 1])[0]), abs=1e-5)
+        expected = Lasso(0.02, fit_intercept=False, tol=1e-12, max_iter=100_000).fit(x[b, :t], y[b, :t])
+        assert float(result[b, t]) == pytest.approx(float(expected.predict(x[b, t : t + 1])[0]), abs=1e-5)
     batch = functions.LowRank(dim=9, rows=9, rank=1)(0, 6)
     x, y = batch["x"], batch["y"][..., 0].double()
     last = (search.nuclear(x, y, 150) - y)[:, -1].square().mean()
@@ -160,9 +160,9 @@ def test_sparse_bayes_beats_the_lasso_and_nothing_beats_bayes() -> None:
                 function_laws.law(TWO), Gaussian(dim=1, rows=8, basis="fourier", size=3, noise=0.3)):  # fmt: skip
         batch = law(0, 150)  # type: ignore[operator]
         x, y = batch["x"].double(), batch["y"][..., 0].double()
-        found = {name: (f(x, y).mean - y).square().mean().item() for name, f in prism.named(law).items()}
-        best = found.pop("Bayes")
-        assert all(best <= loss + 1e-9 for loss in found.values()), (law, best, found)
+        result = {name: (f(x, y).mean - y).square().mean().item() for name, f in prism.named(law).items()}
+        best = result.pop("Bayes")
+        assert all(best <= loss + 1e-9 for loss in result.values()), (law, best, result)
 
 
 @pytest.mark.parametrize("law", [functions.Laplace(dim=8, scale=0.5), functions.Sparse(dim=8, active=2), Signs(dim=8)])
@@ -174,20 +174,25 @@ def test_ridge_assumes_the_second_moment_of_the_weights(law: Any) -> None:
 def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lasso_and_ridge() -> None:
     prompts = functions.Laplace(dim=2, rows=5, noise=0.7, scale=0.5)(3, 6)
     x, y = prompts["x"].double(), prompts["y"][..., 0].double()
-    found = sampled.laplace(x, y, 0.5, 0.7, draws=1500)
+    result = sampled.laplace(x, y, 0.5, 0.7, draws=1500)
     axis = torch.linspace(-6, 6, 601, dtype=torch.float64)
     w = torch.cartesian_prod(axis, axis)
     for t in range(5):
         apart = (y[:, None, :t] - torch.einsum("btd,wd->bwt", x[:, :t], w)).square().sum(-1)
         belief = (-apart / (2 * 0.7**2) - w.abs().sum(-1) / 0.5).softmax(-1)
-        assert torch.allclose(found[:, t], ((belief @ w) * x[:, t]).sum(-1), atol=0.03)
-    assert not found[:, 0].any()  # of no rows, exactly
+        assert torch.allclose(result[:, t], ((belief @ w) * x[:, t]).sum(-1), atol=0.03)
+    assert not result[:, 0].any()  # for no rows, exactly
     law = functions.Laplace(dim=4, rows=9, noise=0.5)
     prompts = law(1, 300)
     x, y = prompts["x"].double(), prompts["y"][..., 0].double()
-    known = prism.named(law)
-    lost = {n: (known[n](x, y).mean - y).square().mean() for n in ("Bayes, sampled", "lasso", "ridge", "least squares")}
-    assert lost["Bayes, sampled"] < min(v for n, v in lost.items() if n != "Bayes, sampled") and "Bayes" not in known
+    references = prism.named(law)
+    errors = {
+        n: (references[n](x, y).mean - y).square().mean() for n in ("Bayes, sampled", "lasso", "ridge", "least squares")
+    }
+    assert (
+        errors["Bayes, sampled"] < min(v for n, v in errors.items() if n != "Bayes, sampled")
+        and "Bayes" not in references
+    )
     assert "Bayes, sampled" not in prism.named(functions.Laplace(dim=4, rows=9))  # without noise no chain moves
 
 
@@ -208,7 +213,7 @@ def test_fourier_series() -> None:
         assert prism.low_share(prism.spectrum(w @ one.features(grid).T)).tolist() == pytest.approx(
             [share] * 5, abs=1e-9
         )
-    assert high(0, 3000)["y"].square().mean().item() == pytest.approx(3 / 2, rel=0.1)  # (M + 1) / M of the M it has
+    assert high(0, 3000)["y"].square().mean().item() == pytest.approx(3 / 2, rel=0.1)  # (M + 1) / M for its M functions
 
 
 def test_function_classes() -> None:
@@ -231,30 +236,30 @@ def test_function_classes() -> None:
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=12), st.floats(0.05, 5))
 def test_dirichlet_categorical(labels: list[int], a: float) -> None:
-    found = bayes.dirichlet(torch.tensor([labels]), 3, a)[0]
+    result = bayes.dirichlet(torch.tensor([labels]), 3, a)[0]
     for t in range(len(labels)):
         counts = np.bincount(labels[:t], minlength=3)
-        np.testing.assert_allclose(found[t], (counts + a) / (t + 3 * a))
-    # Labels in another order are as likely.
+        np.testing.assert_allclose(result[t], (counts + a) / (t + 3 * a))
+    # Labels in another order are equally likely.
     total = lambda row: float(bayes.dirichlet(torch.tensor([row]), 3, a)[0, range(len(row)), row].log().sum())  # noqa: E731
     assert total(labels) == pytest.approx(total(sorted(labels)))
 
 
 def test_a_trained_learner_is_near_the_mixture_and_the_report_says_so(learned: Result, tmp_path: Path) -> None:
-    found = learned.findings
-    apart = {name: d["estimate"] for name, d in found["distance"].items()}
-    assert found["closest"] == "Bayes" and apart["Bayes"] < 0.6 * min(v for k, v in apart.items() if k != "Bayes")
-    assert found["excess"]["estimate"] > 0 and found["loss"]["estimate"] < found["untrained"]["loss"]
-    assert found["implied_weights"]["cosine"]["estimate"] > 0.8 and len(found["recognition"]["implied"]) == 6
-    beta = found["recognition"]["beta"]["estimate"]
-    assert not words.is_estimate(found["recognition"]["beta"]) and words.is_estimate(found["loss"])  # on the page
+    findings = learned.findings
+    apart = {name: d["estimate"] for name, d in findings["distance"].items()}
+    assert findings["closest"] == "Bayes" and apart["Bayes"] < 0.6 * min(v for k, v in apart.items() if k != "Bayes")
+    assert findings["excess"]["estimate"] > 0 and findings["loss"]["estimate"] < findings["untrained"]["loss"]
+    assert findings["implied_weights"]["cosine"]["estimate"] > 0.8 and len(findings["recognition"]["implied"]) == 6
+    beta = findings["recognition"]["beta"]["estimate"]
+    assert not words.is_estimate(findings["recognition"]["beta"]) and words.is_estimate(findings["loss"])  # on the page
     assert beta[0] == pytest.approx(0.5) and beta[-1] > 0.9
-    assert found["looks"][0]["step"] == 0 and found["looks"][-1]["trained on: from Bayes"] > 0
+    assert findings["looks"][0]["step"] == 0 and findings["looks"][-1]["trained on: from Bayes"] > 0
     assert [f.title for f in learned.figures][:2] == ["Loss as examples come in", "Distance from reference predictors"]
     assert learned.metrics["loss"].gold and not learned.warnings
     learned.save(tmp_path)
     again = bayesian_prism(model=load.load(tmp_path / "model"), functions=TWO, prompts=400, fit=QUICK)
-    assert not again.models and again.findings["loss"] == found["loss"]
+    assert not again.models and again.findings["loss"] == findings["loss"]
     assert again.predict is not None and again.predict([[1.0, 0.0]], [2.0], [[1.0, 0.0], [0.0, 1.0]]).shape == (2,)
 
 
@@ -265,9 +270,9 @@ def test_an_exact_learner_is_no_distance_from_bayes_and_a_leak_stops(learned: Re
     assert best is not None
     y = batch["y"][..., 0].double()
     guess = best(batch["x"], y).mean
-    told = prism.examine(guess, batch, prism.named(law), "here")
-    assert told["distance"]["Bayes"]["estimate"] == 0 and told["excess"]["estimate"] == 0
-    np.testing.assert_allclose(told["recognition"]["slope"], 1)
+    findings = prism.examine(guess, batch, prism.named(law), "here")
+    assert findings["distance"]["Bayes"]["estimate"] == 0 and findings["excess"]["estimate"] == 0
+    np.testing.assert_allclose(findings["recognition"]["slope"], 1)
     with pytest.raises(UserError, match="below the exact floor"):
         prism.examine(0.5 * guess + 0.5 * y, batch, prism.named(law), "here")
 
@@ -277,8 +282,8 @@ def test_implied_weights_are_those_of_a_linear_answer() -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x @ torch.tensor([[1.0], [-2.0], [0.5]]) + 0 * y
 
-    found = prism.implied_weights(Linear(), Gaussian(dim=3, rows=6)(0, 4), 3)
-    torch.testing.assert_close(found, torch.tensor([1.0, -2.0, 0.5]).double().expand(4, 3))
+    result = prism.implied_weights(Linear(), Gaussian(dim=3, rows=6)(0, 4), 3)
+    torch.testing.assert_close(result, torch.tensor([1.0, -2.0, 0.5]).double().expand(4, 3))
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -286,41 +291,44 @@ def test_a_users_model_on_streams_of_labels(arch: Any) -> None:
     rng = np.random.default_rng(0)
     records = [Example(x=[], y=rng.choice(["a", "b"], 9, p=[p, 1 - p]).tolist()) for p in rng.random(12)]
     model = tiny(arch)
-    given_ = label_streams.streams(records)
-    found = label_streams.distributions(model, given_)
-    assert found.shape == (12, 9, 2) and torch.allclose(found.sum(-1), torch.ones(12, 9).double())
+    streams = label_streams.streams(records)
+    actual = label_streams.distributions(model, streams)
+    assert actual.shape == (12, 9, 2) and torch.allclose(actual.sum(-1), torch.ones(12, 9).double())
     alone = label_streams.distributions(model, label_streams.streams(records[:3]), rows=1)
-    torch.testing.assert_close(found[:3], alone, atol=1e-5, rtol=1e-5)  # padding and neighbours change nothing
+    torch.testing.assert_close(actual[:3], alone, atol=1e-5, rtol=1e-5)  # padding and other rows change nothing
     result = bayesian_prism(records, model)
-    told = result.findings["distance"]["Dirichlet-categorical"]
-    assert told["estimate"] > 0 and told["reference_loss"]["estimate"] < result.findings["loss"]["estimate"] + 1
-    assert "untrained" in told and 0.01 <= result.findings["fitted_prior"]["prior"] <= 100 and result.figures
+    findings = result.findings["distance"]["Dirichlet-categorical"]
+    assert findings["estimate"] > 0 and findings["reference_loss"]["estimate"] < result.findings["loss"]["estimate"] + 1
+    assert "untrained" in findings and 0.01 <= result.findings["fitted_prior"]["prior"] <= 100 and result.figures
 
 
 @pytest.mark.parametrize("kind", ["prepend", "always", "bytes"])
 @pytest.mark.parametrize("inputs", [False, True])
 def test_a_stream_of_labels_is_read_as_its_text_is_tokenised(kind: str, inputs: bool) -> None:
-    """Whatever a tokenizer puts before a text stands before the first line alone."""
-    made = tokenizer_of(kind)
+    """Tokens that a tokenizer adds before a text are added before the first line only."""
+    tokenizer = tokenizer_of(kind)
     module = tiny("llama").module
-    module.resize_token_embeddings(len(made), mean_resizing=False)
-    model = Model(module, made)
+    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = Model(module, tokenizer)
     x, y = ["Tarn", "Velm"] if inputs else [], ["5", "2"]
-    found = label_streams.distributions(model, label_streams.streams([Example(x=x, y=y)]))
+    result = label_streams.distributions(model, label_streams.streams([Example(x=x, y=y)]))
     lines = [f"Input: {town}\nLabel:" for town in x] or ["Label:"] * 2
     space, tokens = label_streams.label_tokens(model, ["2", "5"])
-    whole = made(f"{lines[0]}{space}5\n{lines[1]}{space}2", return_tensors="pt")["input_ids"]
-    places = [whole[0].tolist().index(token) - 1 for token in reversed(tokens)]
-    assert places[1] == whole.shape[1] - 2
-    wanted = model.module(whole).logits[0, places][:, tokens].double().softmax(-1)
-    torch.testing.assert_close(found[0], wanted, atol=1e-5, rtol=1e-5)
+    whole = tokenizer(f"{lines[0]}{space}5\n{lines[1]}{space}2", return_tensors="pt")["input_ids"]
+    positions = [whole[0].tolist().index(token) - 1 for token in reversed(tokens)]
+    assert positions[1] == whole.shape[1] - 2
+    expected = model.module(whole).logits[0, positions][:, tokens].double().softmax(-1)
+    torch.testing.assert_close(result[0], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_that_counts_is_no_distance_from_its_reference() -> None:
     labels = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1]])
     p = bayes.dirichlet(labels, 2, 0.5)
-    told = label_streams.report(p, {"Dirichlet-categorical": p, "uniform": torch.full_like(p, 0.5)}, labels, p)
-    assert told["distance"]["Dirichlet-categorical"]["estimate"] == 0 and told["closest"] == "Dirichlet-categorical"
+    findings = label_streams.report(p, {"Dirichlet-categorical": p, "uniform": torch.full_like(p, 0.5)}, labels, p)
+    assert (
+        findings["distance"]["Dirichlet-categorical"]["estimate"] == 0
+        and findings["closest"] == "Dirichlet-categorical"
+    )
 
 
 def test_prompts_of_two_tasks_are_held_against_a_mixture_of_specialists() -> None:
@@ -359,30 +367,30 @@ def test_prompts_of_two_tasks_are_held_against_a_mixture_of_specialists() -> Non
 def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
     if options.get("model") == "llama":
         options = options | {"model": tiny("llama")}
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         bayesian_prism(**options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="2 inputs and one target"):
         prism_report.checked(SequenceLearner(3, 1, width=8, layers=1, heads=1), function_laws.law(TWO))
 
 
 @pytest.mark.parametrize("names", [("dense",), ("dense", "sparse")])
 def test_a_curriculum_shows_few_inputs_and_rows_first_and_in_the_end_all(names: Any) -> None:
-    given = FunctionConfig(names=names, dim=7, rows=14, curriculum=10)
-    whole = function_laws.law(given)
-    taught = function_laws.taught(given, whole)
-    for step, used, rows in ((0, 5, 11), (9, 5, 11), (10, 6, 13), (20, 7, 14), (1000, 7, 14)):
+    config = FunctionConfig(names=names, dim=7, rows=14, curriculum=10)
+    whole = function_laws.law(config)
+    taught = function_laws.taught(config, whole)
+    for step, inputs, rows in ((0, 5, 11), (9, 5, 11), (10, 6, 13), (20, 7, 14), (1000, 7, 14)):
         batch = taught((0, step), 6)
-        assert batch["x"].shape == (6, rows, 7) and not batch["x"][..., used:].any()
-        assert batch["x"][..., :used].ne(0).all() and torch.equal(batch["x"], taught((0, step), 6)["x"])
+        assert batch["x"].shape == (6, rows, 7) and not batch["x"][..., inputs:].any()
+        assert batch["x"][..., :inputs].ne(0).all() and torch.equal(batch["x"], taught((0, step), 6)["x"])
     for name, value in taught((0, 20), 6).tensors.items():
         assert torch.equal(value, whole((0, 20), 6)[name])
     x, y = (taught((0, 0), 64)[name].double() for name in ("x", "y"))
-    if names == ("dense",):  # targets are those of the inputs that are shown
+    if names == ("dense",):  # targets belong to the inputs in the prompt
         weights = torch.linalg.lstsq(x[..., :5], y).solution
         assert torch.allclose(x[..., :5] @ weights, y, atol=1e-4)
     assert function_laws.taught(FunctionConfig(names=names), whole) is whole
     result = bayesian_prism(
-        functions=given, learner=SequenceConfig(width=8, layers=1, heads=1), prompts=20, fit=Fit(steps=21, rows=4)
+        functions=config, learner=SequenceConfig(width=8, layers=1, heads=1), prompts=20, fit=Fit(steps=21, rows=4)
     )
     assert len(result.history) > 0

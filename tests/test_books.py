@@ -1,4 +1,4 @@
-"""Books read as text: EPUB chapters in their order, PDF pages, and what is no book told in one line."""
+"""Books read as text: EPUB chapters in their order, PDF pages, and a one-line error for other files."""
 
 import zipfile
 
@@ -10,23 +10,23 @@ from didact.types import Parallel, Text, UserError
 
 
 def epub_of(path, chapters, **more):
-    """Chapters in the order of the spine; the manifest has them the other way around."""
+    """Write an EPUB with chapters in the order of the spine; the manifest lists them in reverse."""
     items = "".join(f'<item id="c{i}" href="text/c%20{i}.xhtml"/>' for i in reversed(range(len(chapters))))
     spine = "".join(f'<itemref idref="c{i}"/>' for i in range(len(chapters)))
-    with zipfile.ZipFile(path, "w") as packed:
-        packed.writestr(
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(
             "META-INF/container.xml",
             '<container xmlns="urn:x"><rootfiles><rootfile full-path="OEBPS/b.opf"/></rootfiles></container>',
         )
-        packed.writestr(
+        archive.writestr(
             "OEBPS/b.opf",
             f'<package xmlns="urn:y"><manifest>{items}</manifest><spine>{spine}</spine></package>',
         )
         for i, text in enumerate(chapters):
             page = f"<html><head><title>t</title></head><body><script>bad()</script><h1>C{i}</h1>{text}</body></html>"
-            packed.writestr(f"OEBPS/text/c {i}.xhtml", page)
+            archive.writestr(f"OEBPS/text/c {i}.xhtml", page)
         for name, text in more.items():
-            packed.writestr(name.replace("__", "/") + ".xml", text)
+            archive.writestr(name.replace("__", "/") + ".xml", text)
 
 
 def pdf_of(path, text):
@@ -37,11 +37,11 @@ def pdf_of(path, text):
         b"/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
     ]  # fmt: skip
-    out, places = b"%PDF-1.4\n", []
+    out, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(objects, 1):
-        places.append(len(out))
+        offsets.append(len(out))
         out += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = b"".join(b"%010d 00000 n \n" % at for at in places)
+    table = b"".join(b"%010d 00000 n \n" % at for at in offsets)
     out += b"xref\n0 5\n0000000000 65535 f \n%strailer << /Size 5 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF" % (
         table,
         len(out),
@@ -64,17 +64,17 @@ def test_a_book_is_read_as_text_epub_or_pdf(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "why"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "OCR")]
+    ("name", "reason"), [("g.epub", "not an EPUB"), ("g.pdf", "not a PDF"), ("g.txt", "empty"), ("e.pdf", "OCR")]
 )
-def test_a_damaged_or_empty_book_is_one_line(tmp_path, name, why):
-    place = tmp_path / name
+def test_a_damaged_or_empty_book_is_one_line(tmp_path, name, reason):
+    path = tmp_path / name
     if name == "e.pdf":
-        pdf_of(place, "")
+        pdf_of(path, "")
     else:
-        place.write_bytes(b"" if name == "g.txt" else b"no such book")
-    with pytest.raises(UserError, match=why) as caught:
-        read(place, Text)
-    assert "\n" not in str(caught.value)
+        path.write_bytes(b"" if name == "g.txt" else b"no such book")
+    with pytest.raises(UserError, match=reason) as error:
+        read(path, Text)
+    assert "\n" not in str(error.value)
 
 
 def test_a_locked_book_is_told(tmp_path):

@@ -1,4 +1,4 @@
-"""Code that differs in local names alone has one canonical form, and no other code has it."""
+"""Code that differs only in local names has the same canonical form, and other code does not."""
 
 import ast
 

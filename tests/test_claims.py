@@ -1,4 +1,4 @@
-"""Verdicts by their rules; sabotages seen, no-ops not; cards stale when code changes; a killed claim goes on."""
+"""Verdicts; sabotages are detected, no-ops are not; cards are stale when code changes; a killed claim resumes."""
 
 import importlib
 import json
@@ -28,7 +28,7 @@ def arms(**values):
 
 
 def spread(mean, width, n=5):
-    """n values whose 95 % t interval is mean +- width."""
+    """Return n values whose 95 % t interval is mean +- width."""
     unit = np.array([-1.0, -0.5, 0.0, 0.5, 1.0][:n])
     from scipy import stats
 
@@ -48,10 +48,10 @@ def outcome(test, **values):
     [
         (1.0, 0.5, "holds"),
         (1.0, 1.5, "inconclusive"),  # reaches below 0 and beyond the smallest effect
-        (0.0, 0.1, "fails"),  # at most 0.1, and 0.2 would be of interest
-        (0.1, 0.05, "fails"),  # surely above 0, surely too small
+        (0.0, 0.1, "fails"),  # at most 0.1, below the smallest effect of 0.2
+        (0.1, 0.05, "fails"),  # above 0, but smaller than the smallest effect
         (-1.0, 0.5, "fails"),
-        (0.15, 0.1, "holds"),  # may be of interest, surely above 0
+        (0.15, 0.1, "holds"),  # above 0, possibly as large as the smallest effect
     ],
 )
 def test_difference(mean, width, expected):
@@ -113,7 +113,7 @@ def test_arms_may_have_dots_and_a_missing_one_is_named():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "options",
     [
         {"kind": "difference"},
         {"kind": "bound", "b": "y.m"},
@@ -121,9 +121,9 @@ def test_arms_may_have_dots_and_a_missing_one_is_named():
         {"kind": "exact", "margin": -1.0},
     ],
 )
-def test_a_test_that_makes_no_sense_is_refused(wrong):
+def test_a_test_that_makes_no_sense_is_refused(options):
     with pytest.raises(ValueError, match="test 't'"):
-        Test(name="t", a="x.m", **wrong)
+        Test(name="t", a="x.m", **options)
 
 
 # --- verdicts --------------------------------------------------------------------------------
@@ -161,9 +161,9 @@ def test_a_competence_gate_goes_by_the_mean_and_shows_its_number():
 
 
 def test_false_holds_are_as_rare_as_the_level_says():
-    draw = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     test = Test(name="t", kind="difference", a="x.m", b="y.m")
-    held = sum(outcome(test, x=x, y=y) == "holds" for x, y in draw.normal(size=(2000, 2, 5)))
+    held = sum(outcome(test, x=x, y=y) == "holds" for x, y in rng.normal(size=(2000, 2, 5)))
     assert held / 2000 < 0.025 + 4 * math.sqrt(0.025 * 0.975 / 2000)
 
 
@@ -207,7 +207,7 @@ def test_a_start_is_trained_once_and_kept_by_what_it_was_trained_on(tmp_path, mo
 
 
 def toy(seed, tier, effect=1.0, crash=False):
-    """Uses a real loss by its module, so that it can be patched."""
+    """A run that takes a real loss from its module, so that it can be patched."""
     if crash:
         raise FloatingPointError("overflow")
     noise = np.random.default_rng(seed).normal(scale=0.1, size=3)
@@ -306,8 +306,8 @@ NOISE = np.array([-0.1, 0.05, 0.0, 0.1, -0.05])
     ("test", "intact", "sabotaged", "expected"),
     [
         ({"kind": "bound"}, 1.0, 0.0, True),
-        ({"kind": "bound"}, 1.0, 0.5, False),  # surely moved, and the test still holds
-        ({"kind": "bound"}, 1.0, 2.0, False),  # moved the other way
+        ({"kind": "bound"}, 1.0, 0.5, False),  # significant, but the test still holds
+        ({"kind": "bound"}, 1.0, 2.0, False),  # a change in the other direction
         ({"kind": "bound", "direction": "less"}, -1.0, 0.0, True),
         ({"kind": "bound", "direction": "less"}, -1.0, -0.5, False),
         ({"kind": "equivalence", "margin": 0.3}, 0.0, 1.0, True),
@@ -352,14 +352,14 @@ def nan_result(seed, tier, effect=1.0):
 def test_a_crash_a_nan_or_a_missed_gate_is_an_error_not_a_detection(run, options, message):
     broken = Sabotage(name="bad", breaks="better", options=options)
     card = runner.run(claim(run=run, sabotages=(broken,)), "quick", sabotage=True, quiet=True)
-    (shown,) = card["sabotage"]
-    assert shown["detected"] is False and shown["estimate"] is None and message in shown["error"]
+    (detection,) = card["sabotage"]
+    assert detection["detected"] is False and detection["estimate"] is None and message in detection["error"]
     assert card["verdict"] == "holds"
 
 
 def without_start(seed, tier, effect=1.0):
     measured = toy(seed, tier, effect)
-    return measured if effect else {arm: of for arm, of in measured.items() if arm != "start"}
+    return measured if effect else {arm: metrics for arm, metrics in measured.items() if arm != "start"}
 
 
 def test_a_gate_on_an_arm_that_a_sabotage_leaves_out_is_not_asked():
@@ -380,7 +380,7 @@ def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_
 
 
 @pytest.mark.parametrize(
-    ("metric", "test", "moved", "expected"),
+    ("metric", "test", "shift", "expected"),
     [
         ("x.m", {"direction": "less"}, 1.0, True),
         ("x.m", {"direction": "less"}, -1.0, False),
@@ -389,9 +389,9 @@ def test_where_the_test_does_not_hold_the_metric_must_leave_the_clean_range_for_
         ("x.m", {"kind": "equivalence", "margin": 0.01}, -1.0, True),
     ],
 )
-def test_worse_depends_on_the_side_of_the_test(metric, test, moved, expected):
+def test_worse_depends_on_the_side_of_the_test(metric, test, shift, expected):
     better = Test(**({"name": "t", "kind": "difference", "a": "x.m", "b": "y.m"} | test))
-    clean, broken = arms(x=NOISE, y=NOISE[::-1]), arms(x=moved + NOISE, y=moved + NOISE)
+    clean, broken = arms(x=NOISE, y=NOISE[::-1]), arms(x=shift + NOISE, y=shift + NOISE)
     assert verdict.detect(better, clean, broken, metric)["detected"] is expected
 
 
@@ -432,16 +432,16 @@ def test_unknown_names_are_one_line():
 def test_a_claim_sees_an_empty_cache_of_its_own(monkeypatch, tmp_path):
     (tmp_path / "old").touch()
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
-    seen = []
+    caches = []
 
     def look(seed, tier):
-        place = os.environ["DIDACT_CACHE"]
-        seen.append((place, os.listdir(place)))
+        folder = os.environ["DIDACT_CACHE"]
+        caches.append((folder, os.listdir(folder)))
         return toy(seed, tier)
 
     runner.run(claim(run=look), "smoke", quiet=True)
-    assert seen[0][0] != str(tmp_path) and seen[0][1] == []
-    assert os.environ["DIDACT_CACHE"] == str(tmp_path) and not os.path.exists(seen[0][0])
+    assert caches[0][0] != str(tmp_path) and caches[0][1] == []
+    assert os.environ["DIDACT_CACHE"] == str(tmp_path) and not os.path.exists(caches[0][0])
 
 
 # --- resuming and staleness ------------------------------------------------------------------
@@ -483,9 +483,9 @@ def slow_toy(tmp_path, monkeypatch):
     return importlib.import_module("slow_toy")
 
 
-def measured(place, units, ready):
-    """The claim, in a process of its own."""
-    sys.path.insert(0, place)
+def measured(folder, units, ready):
+    """Run the claim in its own process."""
+    sys.path.insert(0, folder)
     ready.set()
     runner.run(importlib.import_module("slow_toy").CLAIM, "quick", sabotage=True, folder=units, quiet=True)
 
@@ -493,27 +493,27 @@ def measured(place, units, ready):
 def test_a_killed_claim_goes_on_to_the_same_card(slow_toy, tmp_path):
     units = tmp_path / "units"
     child = launch(measured, str(tmp_path), units)
-    until = time.monotonic() + 30
-    while len(list(units.glob("*.json"))) < 3 and time.monotonic() < until:
+    deadline = time.monotonic() + 30
+    while len(list(units.glob("*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     child.kill()
     child.join()
     files.write_json(units / "intact-0.json", files.read_json(units / "intact-0.json") | {"seconds": 7.0})
-    kept = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
-    assert 3 <= len(kept) < 16
+    mtimes = {p.name: p.stat().st_mtime_ns for p in units.glob("*.json")}
+    assert 3 <= len(mtimes) < 16
     resumed = runner.run(slow_toy.CLAIM, "quick", sabotage=True, folder=units, quiet=True)
     fresh = runner.run(slow_toy.CLAIM, "quick", sabotage=True, quiet=True)
     for part in ("arms", "tests", "sabotage", "verdict", "sources_sha256"):
         assert resumed[part] == fresh[part]
-    assert all((units / name).stat().st_mtime_ns == when for name, when in kept.items())
-    assert resumed["seconds"] >= 7.0 > fresh["seconds"]  # kept seeds count with the time they took
+    assert all((units / name).stat().st_mtime_ns == when for name, when in mtimes.items())
+    assert resumed["seconds"] >= 7.0 > fresh["seconds"]  # cached seeds count with their measured time
 
 
 def test_seeds_measured_under_other_code_are_measured_again(slow_toy, tmp_path):
     units = tmp_path / "units"
     runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)
-    kept = files.read_json(units / "intact-0.json")
-    files.write_json(units / "intact-0.json", kept | {"arms": {"a": {"m": 99.0}, "b": {"m": 0.0}}})
+    cached = files.read_json(units / "intact-0.json")
+    files.write_json(units / "intact-0.json", cached | {"arms": {"a": {"m": 99.0}, "b": {"m": 0.0}}})
     assert runner.run(slow_toy.CLAIM, "smoke", folder=units, quiet=True)["arms"]["a"]["m"] == [99.0]
     source = tmp_path / "slow_toy.py"
     source.write_text(source.read_text().replace("gauss(0, 0.1)", "gauss(0, 0.2)"))
@@ -586,10 +586,10 @@ def tree(tmp_path, monkeypatch):
     [
         ("methods/fam/m.py", True, False),
         ("methods/fam/helper.py", True, False),  # imported inside a function
-        ("objectives/reduce.py", True, False),  # through two others
+        ("objectives/reduce.py", True, False),  # through two other modules
         ("worlds/w.py", True, False),
-        ("methods/wide/lazy.py", True, False),  # a family's, imported on first use
-        ("objectives/deep.py", True, False),  # through shared parts
+        ("methods/wide/lazy.py", True, False),  # a function of a family, imported on first use
+        ("objectives/deep.py", True, False),  # through shared modules
         ("methods/fam/other.py", False, False),
         ("methods/fam/__init__.py", False, False),
         ("objectives/unused.py", False, False),
@@ -683,7 +683,7 @@ def test_on_another_machine_a_card_is_verified_against_what_its_own_code_measure
     monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     card = files.plain(runner.run(slow_toy.CLAIM, "quick", folder=tmp_path / "kept" / "slow-toy", quiet=True))
     arms = {a: {m: [v + 1e-9 for v in column] for m, column in c.items()} for a, c in card["arms"].items()}
-    path = runner.write(card | {"arms": arms}, tmp_path)  # as another processor rounds
+    path = runner.write(card | {"arms": arms}, tmp_path)  # rounding differs on another processor
     assert runner.verify("slow-toy", tmp_path)
     assert runner.verify("slow-toy", tmp_path, tmp_path / "kept") == []
     renewed = files.read_json(path)
@@ -699,19 +699,19 @@ def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, 
     monkeypatch.setattr(runner, "load", lambda name, tier="quick": slow_toy.CLAIM)
     monkeypatch.setattr(runner, "claims", lambda: {"spin": "", "npo": ""})
     card = runner.run(slow_toy.CLAIM, "smoke", quiet=True)
-    place = ["--scoreboard", str(tmp_path)]
+    scoreboard = ["--scoreboard", str(tmp_path)]
     for method, date in (("spin", "2026-02-01"), ("npo", "2026-01-01")):
         runner.write(card | {"method": method, "measured": date}, tmp_path)
-    assert cli.main(["claim", *place]) == 0
-    assert "npo " in (shown := capsys.readouterr().out) and "measured 2026-01-01" in shown and "the same" in shown
-    assert cli.main(["claim", "npo", "--verify", *place]) == 0 and "equal to the bit" in capsys.readouterr().out
+    assert cli.main(["claim", *scoreboard]) == 0
+    assert "npo " in (stdout := capsys.readouterr().out) and "measured 2026-01-01" in stdout and "the same" in stdout
+    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 0 and "equal to the bit" in capsys.readouterr().out
     runner.write(card | {"method": "npo", "arms": {}}, tmp_path)
-    assert cli.main(["claim", "npo", "--verify", *place]) == 1 and "a.m: was not there" in capsys.readouterr().out
-    ran = []
-    monkeypatch.setattr(runner, "run", lambda claim, *more: ran.append(claim) or card | {"method": "npo"})
-    assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *place]) == 0 and len(ran) == 1
-    for wrong in (["npo", "--all"], ["--stalest", "0"]):
-        assert cli.main(["claim", *wrong, *place]) == 2
+    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 1 and "a.m: was not there" in capsys.readouterr().out
+    runs = []
+    monkeypatch.setattr(runner, "run", lambda claim, *more: runs.append(claim) or card | {"method": "npo"})
+    assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *scoreboard]) == 0 and len(runs) == 1
+    for invalid in (["npo", "--all"], ["--stalest", "0"]):
+        assert cli.main(["claim", *invalid, *scoreboard]) == 2
 
 
 @pytest.mark.parametrize("method", runner.claims())
@@ -730,6 +730,6 @@ def test_every_claim_and_sabotage_gives_the_numbers_its_tests_read(method):
     claim = runner.load(method)
     for broken in (None, *claim.sabotages):
         with runner.patched(broken.patch if broken else {}):
-            found = claim.run(0, "smoke", **(broken.options if broken else {}))
+            numbers = claim.run(0, "smoke", **(broken.options if broken else {}))
         for test in (*claim.gates, *claim.tests) if broken is None else ():
-            test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in found.items()})
+            test.row({arm: {m: [v] for m, v in metrics.items()} for arm, metrics in numbers.items()})

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real files, real models, real processes."""
+"""The command line as a user sees it: real files, real models, real processes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def write_rows(path: Path, records) -> str:
 
 
 @pytest.fixture(scope="module")
-def place(taught, world, tmp_path_factory) -> Path:
-    """A model folder and two JSONL files, as a user has them."""
+def folder(taught, world, tmp_path_factory) -> Path:
+    """A model folder and two JSONL files, as a user would have them."""
     folder = tmp_path_factory.mktemp("user")
     taught("llama").save(folder / "model")
     write_rows(folder / "forget.jsonl", world.forget)
@@ -43,20 +43,20 @@ def place(taught, world, tmp_path_factory) -> Path:
 
 
 def said(capsys, *words: str) -> tuple[int, str]:
-    """Exit code and standard error of one command run in this process."""
+    """Run one command in this process; return its exit code and standard error."""
     code = cli.main(list(words))
     return code, capsys.readouterr().err
 
 
-def run_words(place: Path, out: Path, *more: str) -> list[str]:
-    data = ["--forget", f"{place}/forget.jsonl", "--retain", f"{place}/retain.jsonl"]
-    return ["run", "npo", "--model", f"{place}/model", *data, "--out", str(out), *TEACH, *more]
+def run_words(folder: Path, out: Path, *more: str) -> list[str]:
+    data = ["--forget", f"{folder}/forget.jsonl", "--retain", f"{folder}/retain.jsonl"]
+    return ["run", "npo", "--model", f"{folder}/model", *data, "--out", str(out), *TEACH, *more]
 
 
-def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transformers_loads(place, tmp_path, capsys):
+def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transformers_loads(folder, tmp_path, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    assert cli.main(run_words(place, tmp_path / "out", "--steps=60")) == 0
+    assert cli.main(run_words(folder, tmp_path / "out", "--steps=60")) == 0
     report = read_json(tmp_path / "out" / "result.json")
     assert report["status"] == "done"
     metrics = report["metrics"]
@@ -71,7 +71,7 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     assert again == load.load(tmp_path / "out" / "model").fingerprint() != report["model"]["fingerprint"]
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert len((tmp_path / "out" / "history.jsonl").read_text().splitlines()) == 60
-    shown, samples = capsys.readouterr().out, read_json(tmp_path / "out" / "samples.json")
+    stdout, samples = capsys.readouterr().out, read_json(tmp_path / "out" / "samples.json")
     assert [s["part"] for s in samples] == ["forget"] * 3 + ["retain"] * 3
     counts = report["answered"]
     assert counts["retain"]["of"] == 16 and counts["forget"] == {
@@ -81,43 +81,43 @@ def test_a_run_on_own_model_and_files_teaches_and_leaves_a_model_that_transforme
     }
     assert counts["forget"]["after"] < 10 < counts["retain"]["after"] <= counts["retain"]["before"]
     after = counts["forget"]["after"]
-    assert f"forget: 20 of 20 answers as in the records before, {after} after" in shown
+    assert f"forget: 20 of 20 answers as in the records before, {after} after" in stdout
 
     assert cli.main(["try", str(tmp_path / "out"), "--prompt", "Where was nobody born?"]) == 0
-    shown = capsys.readouterr().out
-    assert "before" in shown and "after" in shown
-    words = ["evaluate", str(tmp_path / "out"), "--data", f"{place}/forget.jsonl", "--protocol", "forget"]
-    assert cli.main(words) == 0
+    stdout = capsys.readouterr().out
+    assert "before" in stdout and "after" in stdout
+    argv = ["evaluate", str(tmp_path / "out"), "--data", f"{folder}/forget.jsonl", "--protocol", "forget"]
+    assert cli.main(argv) == 0
     assert "forget_extraction" in capsys.readouterr().out
 
 
-def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(place, world, tmp_path):
+def test_sft_and_dpo_run_on_files_and_are_scored_on_what_they_did_not_see(folder, world, tmp_path):
     rows = [{"question": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.holdout]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     write_rows(tmp_path / "demos.jsonl", world.holdout)
     cases = (("dpo", "preferences", "pairs", "preferred"), ("sft", "demos", "demos", "token_accuracy"))
     for method, option, name, metric in cases:
         data = [f"--{option}", f"{tmp_path}/{name}.jsonl", "--map=prompt=question", "--out", f"{tmp_path}/{method}"]
-        assert cli.main(["run", method, "--model", f"{place}/model", *data, "--lr=1e-3", "--steps=20"]) == 0
+        assert cli.main(["run", method, "--model", f"{folder}/model", *data, "--lr=1e-3", "--steps=20"]) == 0
         report = read_json(tmp_path / method / "result.json")
         assert report["held_out"] == {option: 4} and report["metrics"][metric]["n"] == 4
         assert report["cost"]["tokens"] > 0
 
 
-def test_a_comparison_takes_the_flags_of_a_run_and_shows_its_plan_first(place, tmp_path, capsys):
-    data = ["--forget", f"{place}/forget.jsonl", "--retain", f"{place}/retain.jsonl", "--chat", "plain"]
-    words = ["compare", "npo", "npo:graddiff", "--model", f"{place}/model", *data, "--out", f"{tmp_path}/out"]
-    words += ["--budget=9k-tokens", "--seeds=1", "--lrs=1e-3,2e-3", "--rows=5", "--betas", "0.9", "0.95", "--lora", "2"]
-    assert cli.main([*words, "--dry-run"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "units 1 untouched, 2 probes, 4 search, 2 test" in shown and "learning rates 0.001 0.002" in shown
+def test_a_comparison_takes_the_flags_of_a_run_and_shows_its_plan_first(folder, tmp_path, capsys):
+    data = ["--forget", f"{folder}/forget.jsonl", "--retain", f"{folder}/retain.jsonl", "--chat", "plain"]
+    argv = ["compare", "npo", "npo:graddiff", "--model", f"{folder}/model", *data, "--out", f"{tmp_path}/out"]
+    argv += ["--budget=9k-tokens", "--seeds=1", "--lrs=1e-3,2e-3", "--rows=5", "--betas", "0.9", "0.95", "--lora", "2"]
+    assert cli.main([*argv, "--dry-run"]) == 0
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert "units 1 untouched, 2 probes, 4 search, 2 test" in stdout and "learning rates 0.001 0.002" in stdout
     assert not (tmp_path / "out").exists()
-    assert cli.main(words) == 0
+    assert cli.main(argv) == 0
     board = read_json(tmp_path / "out" / "leaderboard.json")
     assert board["identity"]["fit"] == {"rows": 5, "betas": [0.9, 0.95], "lora": 2}
     assert board["data"]["retain"]["chat"] == "plain" and board["rows"][0]["answered"].keys() == {"forget", "retain"}
     assert load.load(tmp_path / "out" / "models" / "npo_graddiff").module.peft_config
-    code, err = said(capsys, *words, "--clip", "0.5")
+    code, err = said(capsys, *argv, "--clip", "0.5")
     assert code == 2 and "holds another comparison (fit differ)" in err and "--overwrite" in err
 
 
@@ -142,56 +142,62 @@ def test_a_comparison_without_arguments_is_the_embedded_example(tmp_path, monkey
 def test_mesa_gd_runs_on_tasks_from_a_file(tmp_path):
     import numpy as np
 
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rows = []
     for _ in range(60):
-        x, w = draw.uniform(-1, 1, (6, 2)), draw.normal(size=2)
+        x, w = rng.uniform(-1, 1, (6, 2)), rng.normal(size=2)
         rows.append({"x": x.tolist(), "y": (x @ w).tolist()})
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    words = ["--tasks", f"{tmp_path}/tasks.jsonl", "--lr=2e-2", "--steps=300", "--rows=128", "--restarts=1"]
-    assert cli.main(["run", "mesa-gd", *words, "--out", f"{tmp_path}/out"]) == 0
+    argv = ["--tasks", f"{tmp_path}/tasks.jsonl", "--lr=2e-2", "--steps=300", "--rows=128", "--restarts=1"]
+    assert cli.main(["run", "mesa-gd", *argv, "--out", f"{tmp_path}/out"]) == 0
     loss = read_json(tmp_path / "out" / "result.json")["metrics"]["loss"]
-    assert loss["after"] < 0.7 * loss["before"]  # on tasks that were held out
+    assert loss["after"] < 0.7 * loss["before"]  # on held-out tasks
     assert load.load(tmp_path / "out" / "model").kind == "module"
 
 
-def test_the_same_command_again_only_shows_the_result_and_another_is_refused(place, tmp_path, capsys):
-    words = run_words(place, tmp_path / "out", "--steps=2")
-    assert cli.main(words) == 0
+def test_the_same_command_again_only_shows_the_result_and_another_is_refused(folder, tmp_path, capsys):
+    argv = run_words(folder, tmp_path / "out", "--steps=2")
+    assert cli.main(argv) == 0
     before = (tmp_path / "out" / "result.json").read_bytes()
     capsys.readouterr()
-    assert cli.main(words) == 0
+    assert cli.main(argv) == 0
     assert "done already" in capsys.readouterr().out
     assert (tmp_path / "out" / "result.json").read_bytes() == before
-    assert cli.main([*words, "--micro-tokens=32"]) == 0  # which changes no result
+    assert cli.main([*argv, "--micro-tokens=32"]) == 0  # has no influence on results
     assert "done already" in capsys.readouterr().out
-    code, err = said(capsys, *run_words(place, tmp_path / "out", "--steps=3"))
+    code, err = said(capsys, *run_words(folder, tmp_path / "out", "--steps=3"))
     assert code == 2 and "holds another run" in err
-    assert cli.main([*run_words(place, tmp_path / "out", "--steps=3"), "--overwrite"]) == 0
+    assert cli.main([*run_words(folder, tmp_path / "out", "--steps=3"), "--overwrite"]) == 0
 
 
-def test_a_dry_run_tells_memory_steps_and_truncated_rows_and_writes_nothing(place, tmp_path, capsys):
-    assert cli.main(run_words(place, tmp_path / "out", "--dry-run")) == 0
-    shown = capsys.readouterr().out
-    assert "steps" in shown and "30" in shown and "MiB" in shown and "truncated rows" in shown
+def test_a_dry_run_tells_memory_steps_and_truncated_rows_and_writes_nothing(folder, tmp_path, capsys):
+    assert cli.main(run_words(folder, tmp_path / "out", "--dry-run")) == 0
+    stdout = capsys.readouterr().out
+    assert "steps" in stdout and "30" in stdout and "MiB" in stdout and "truncated rows" in stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(place, tmp_path, capsys, monkeypatch):
+def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(folder, tmp_path, capsys, monkeypatch):
     def planned(method, *more):
         parser = options.parser(catalogue.entry(method))
-        given = ["--demos" if method != "npo" else "--forget", f"{place}/forget.jsonl", "--model", f"{place}/model"]
-        return plan.dry_run(parser.parse([*given, "--out", f"{tmp_path}/out", *more]))
+        arguments = [
+            "--demos" if method != "npo" else "--forget",
+            f"{folder}/forget.jsonl",
+            "--model",
+            f"{folder}/model",
+        ]
+        return plan.dry_run(parser.parse([*arguments, "--out", f"{tmp_path}/out", *more]))
 
-    whole, lora, asked = planned("sft"), planned("sft", "--lora", "2"), planned("few-shot")
-    for shown in (whole, lora, asked):
-        parts = {k: v for k, v in shown["memory_bytes"].items() if k != "at_most_in_all"}
-        assert shown["memory_bytes"]["at_most_in_all"] >= sum(parts.values()) and shown["fits"] == "yes"
-    weights = load.load(place / "model").parameters
+    whole, lora, prompted = planned("sft"), planned("sft", "--lora", "2"), planned("few-shot")
+    for printed in (whole, lora, prompted):
+        parts = {k: v for k, v in printed["memory_bytes"].items() if k != "at_most_in_all"}
+        assert printed["memory_bytes"]["at_most_in_all"] >= sum(parts.values()) and printed["fits"] == "yes"
+    weights = load.load(folder / "model").parameters
     assert whole["memory_bytes"]["gradients_and_moments"] == 12 * weights  # float32: a gradient and AdamW's two moments
     assert lora["disk_bytes"]["result"] < whole["disk_bytes"]["result"] == 4 * weights
-    assert asked["memory_bytes"]["gradients_and_moments"] == 0 == asked["disk_bytes"]["checkpoints"]  # nothing trains
-    assert "of training" in whole["time"] and "time" not in asked
+    # Nothing is trained
+    assert prompted["memory_bytes"]["gradients_and_moments"] == 0 == prompted["disk_bytes"]["checkpoints"]
+    assert "of training" in whole["time"] and "time" not in prompted
     test = write_rows(tmp_path / "test.jsonl", [Demo(prompt="ab " * 500, completion="c")])
     scored = planned("sft", "--score_on", test, "--max_length", "40")
     assert scored["longest_record_tokens"] > 500 and scored["truncated_rows"]["held-out demos"] == 1
@@ -200,19 +206,19 @@ def test_a_dry_run_says_what_is_needed_at_most_and_whether_it_fits(place, tmp_pa
     assert planned("sft")["fits"].startswith("NO: memory") and "--lora 8" in planned("sft")["fits"]
 
 
-def test_a_dry_run_counts_texts_in_rows_as_long_as_the_context(place, tmp_path, capsys):
+def test_a_dry_run_counts_texts_in_rows_as_long_as_the_context(folder, tmp_path, capsys):
     texts = write_rows(tmp_path / "texts.jsonl", [Text(text="ab cd " * 40, score=float(n)) for n in range(16)])
-    words = ["run", "phf", "--model", str(place / "model"), "--texts", texts, "--dry-run"]
-    assert cli.main([*words, "--rows=4", "--epochs=2", f"--out={tmp_path / 'out'}"]) == 0
-    model = load.load(place / "model")
+    argv = ["run", "phf", "--model", str(folder / "model"), "--texts", texts, "--dry-run"]
+    assert cli.main([*argv, "--rows=4", "--epochs=2", f"--out={tmp_path / 'out'}"]) == 0
+    model = load.load(folder / "model")
     tokens = 16 * (len(model.tokenizer("ab cd " * 40)["input_ids"]) + 1)
     steps = round(2 * -(-tokens // model.context) / 4)
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"steps {steps} (if the method makes {tokens} tokens in rows as long as the context)" in shown
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert f"steps {steps} (if the method makes {tokens} tokens in rows as long as the context)" in stdout
 
 
-def test_a_lora_run_is_saved_as_an_adapter_on_the_start_model(place, tmp_path, capsys):
-    assert cli.main(run_words(place, tmp_path / "out", "--lora", "4", "--lr=1e-3")) == 0
+def test_a_lora_run_is_saved_as_an_adapter_on_the_start_model(folder, tmp_path, capsys):
+    assert cli.main(run_words(folder, tmp_path / "out", "--lora", "4", "--lr=1e-3")) == 0
     report = read_json(tmp_path / "out" / "result.json")
     assert report["files"]["model"].startswith("peft")
     assert report["metrics"]["forget_probability"]["after"] < report["metrics"]["forget_probability"]["before"]
@@ -232,34 +238,34 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("what", BAD_FILES)
-def test_a_bad_file_is_one_clear_line_and_exit_2(what, place, tmp_path, capsys):
-    content, message = BAD_FILES[what]
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_one_clear_line_and_exit_2(case, folder, tmp_path, capsys):
+    content, message = BAD_FILES[case]
     (tmp_path / "forget.jsonl").write_text(content)
-    words = f"run npo --model {place}/model --forget {tmp_path}/forget.jsonl --out {tmp_path}/o"
-    code, err = said(capsys, *words.split())
+    argv = f"run npo --model {folder}/model --forget {tmp_path}/forget.jsonl --out {tmp_path}/o"
+    code, err = said(capsys, *argv.split())
     assert code == 2 and message in err and "Traceback" not in err
     assert len(err.strip().splitlines()) <= 2
 
 
-def test_binary_missing_and_nan_files_and_models_without_tokenizer_are_one_line(place, tmp_path, capsys):
+def test_binary_missing_and_nan_files_and_models_without_tokenizer_are_one_line(folder, tmp_path, capsys):
     (tmp_path / "bin.jsonl").write_bytes(b"\x7fELF\0\1\2")
     (tmp_path / "nan.jsonl").write_text('{"prompt": "a", "completion": "b", "perturbed": [NaN]}\n')
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
-        (bare / name).write_bytes((place / "model" / name).read_bytes())
+        (bare / name).write_bytes((folder / "model" / name).read_bytes())
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "config.json").write_text("{}")
     (pickled / "pytorch_model.bin").write_bytes(b"x")
     cases = [
-        (f"{place}/model", f"{tmp_path}/bin.jsonl", "a binary file"),
-        (f"{place}/model", f"{tmp_path}/none.jsonl", "no such file"),
-        (f"{place}/model", f"{tmp_path}/nan.jsonl", "nan.jsonl:1: field 'perturbed'"),
-        (str(bare), f"{place}/forget.jsonl", "no tokenizer"),
-        (str(pickled), f"{place}/forget.jsonl", "only pickled weights"),
-        (f"{tmp_path}/nowhere/model", f"{place}/forget.jsonl", "not a model folder"),
+        (f"{folder}/model", f"{tmp_path}/bin.jsonl", "a binary file"),
+        (f"{folder}/model", f"{tmp_path}/none.jsonl", "no such file"),
+        (f"{folder}/model", f"{tmp_path}/nan.jsonl", "nan.jsonl:1: field 'perturbed'"),
+        (str(bare), f"{folder}/forget.jsonl", "no tokenizer"),
+        (str(pickled), f"{folder}/forget.jsonl", "only pickled weights"),
+        (f"{tmp_path}/nowhere/model", f"{folder}/forget.jsonl", "not a model folder"),
     ]
     for model, forget, message in cases:
         code, err = said(capsys, "run", "npo", "--model", model, "--forget", forget, "--out", f"{tmp_path}/o")
@@ -303,25 +309,26 @@ def test_a_wrong_word_is_one_line_that_says_the_mend(words, capsys, tmp_path, mo
     assert code == 2 and BAD_WORDS[words] in err and len(err.strip().splitlines()) <= 2, err
 
 
-def test_a_value_the_method_refuses_is_one_line(place, tmp_path, capsys):
-    code, err = said(capsys, *run_words(place, tmp_path / "out", "--beta=-1"))
+def test_a_value_the_method_refuses_is_one_line(folder, tmp_path, capsys):
+    code, err = said(capsys, *run_words(folder, tmp_path / "out", "--beta=-1"))
     assert code == 2 and "--beta: -1: must be above 0 (default 0.1)" in err
 
 
-def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(place, tmp_path, capsys):
-    code, err = said(capsys, *run_words(place, tmp_path / "out", "--lr=1e30", "--clip=0"))
+def test_a_learning_rate_that_explodes_is_one_line_and_exit_2(folder, tmp_path, capsys):
+    code, err = said(capsys, *run_words(folder, tmp_path / "out", "--lr=1e30", "--clip=0"))
     assert code == 2 and "NaN or infinite" in err and "lower the learning rate" in err
     assert read_json(tmp_path / "out" / "result.json")["status"] == "failed"
-    assert cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0  # the mended command may use the same folder
+    # The corrected command may use the same folder
+    assert cli.main(run_words(folder, tmp_path / "out", "--steps=2")) == 0
 
 
-def test_a_finished_run_is_not_shown_for_files_that_changed_since(place, world, tmp_path, capsys):
+def test_a_finished_run_is_not_shown_for_files_that_changed_since(folder, world, tmp_path, capsys):
     write_rows(tmp_path / "f.jsonl", world.forget[:3])
     data = ["--forget", f"{tmp_path}/f.jsonl", "--out", f"{tmp_path}/out"]
-    words = ["run", "npo", "--model", f"{place}/model", *data, "--steps=1"]
-    assert cli.main(words) == 0
+    argv = ["run", "npo", "--model", f"{folder}/model", *data, "--steps=1"]
+    assert cli.main(argv) == 0
     write_rows(tmp_path / "f.jsonl", world.forget[:4])
-    code, err = said(capsys, *words)
+    code, err = said(capsys, *argv)
     assert code == 2 and "changed since the run" in err
 
 
@@ -329,21 +336,21 @@ def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(t
     parser = options.parser(catalogue.entry("npo"))
     (tmp_path / "c.yaml").write_text("lr: 0.5\nbeta: 0.7\nretain-weight: 3\nmodel: M\nforget: F\n")
     for betas in (["--betas", "0.8", "0.9"], ["--betas", "0.8,0.9"]):
-        told = parser.parse(["--beta", "0.2", *betas, "--config", f"{tmp_path}/c.yaml", "--skip_bad"])
-        assert told.options == {"beta": 0.2, "retain_weight": 3.0}
-        assert told.fit == {"lr": 0.5, "betas": (0.8, 0.9)}
-        assert told.provenance["beta"] == "flag" and told.provenance["lr"] == f"file {tmp_path}/c.yaml"
-        assert told.model == "M" and told.data == {"forget": "F"} and told.skip_bad
+        parsed = parser.parse(["--beta", "0.2", *betas, "--config", f"{tmp_path}/c.yaml", "--skip_bad"])
+        assert parsed.options == {"beta": 0.2, "retain_weight": 3.0}
+        assert parsed.fit == {"lr": 0.5, "betas": (0.8, 0.9)}
+        assert parsed.provenance["beta"] == "flag" and parsed.provenance["lr"] == f"file {tmp_path}/c.yaml"
+        assert parsed.model == "M" and parsed.data == {"forget": "F"} and parsed.skip_bad
     assert flags.spelled(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
-    again = yaml.safe_load(parser.config(told))
+    again = yaml.safe_load(parser.config(parsed))
     assert again["beta"] == 0.2 and again["betas"] == [0.8, 0.9] and again["kl_over"] == "all"
 
 
 def test_print_config_reads_back_as_the_same_options(tmp_path, capsys):
     assert cli.main(["run", "npo:simnpo", "--lr", "3e-4", "--print-config"]) == 0
     (tmp_path / "c.yaml").write_text(capsys.readouterr().out)
-    told = options.parser(catalogue.entry("npo")).parse(["--config", f"{tmp_path}/c.yaml"])
-    assert told.options["beta"] == 4.5 and told.options["loss"] == "simnpo" and told.fit["lr"] == 3e-4
+    parsed = options.parser(catalogue.entry("npo")).parse(["--config", f"{tmp_path}/c.yaml"])
+    assert parsed.options["beta"] == 4.5 and parsed.options["loss"] == "simnpo" and parsed.fit["lr"] == 3e-4
 
 
 def test_listing_the_catalogue_imports_no_torch():
@@ -356,25 +363,25 @@ def test_listing_the_catalogue_imports_no_torch():
 
 
 def begun(words, log):
-    """The command, in a process of its own."""
+    """The command, in its own process."""
     process = server.Process(target=command, args=(words, str(log), {"DIDACT_CACHE": "off"}))
     process.start()
     return process
 
 
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.soak)])
-def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, place, tmp_path):
-    extra, draw = ("--steps=20", "--save-every=2"), random.Random(7)
+def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(times, folder, tmp_path):
+    extra, rng = ("--steps=20", "--save-every=2"), random.Random(7)
     for out, kills in (("a", 0), ("b", times)):
-        words = run_words(place, tmp_path / out, *extra)
+        argv = run_words(folder, tmp_path / out, *extra)
         for _ in range(kills):
-            process = begun(words, tmp_path / "log")
+            process = begun(argv, tmp_path / "log")
             while not (tmp_path / out / "checkpoints").exists() and process.is_alive():
                 time.sleep(0.05)
-            time.sleep(draw.uniform(0.0, 1.5))
+            time.sleep(rng.uniform(0.0, 1.5))
             process.kill()
             process.join()
-        process = begun(words, tmp_path / "log")
+        process = begun(argv, tmp_path / "log")
         process.join()
         assert process.exitcode == 0, (tmp_path / "log").read_text()
     for name in ("model/model.safetensors", "history.jsonl", "samples.json"):
@@ -384,8 +391,8 @@ def test_a_command_killed_and_repeated_ends_with_the_same_bits_and_no_strays(tim
     assert {p.name for p in tmp_path.rglob(".*")} == {".didact.json", ".didact-lock"}
 
 
-def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
-    process = begun(run_words(place, tmp_path / "out", "--steps=5000", "--save-every=5"), tmp_path / "log")
+def test_interrupting_says_from_where_it_goes_on_and_exits_130(folder, tmp_path):
+    process = begun(run_words(folder, tmp_path / "out", "--steps=5000", "--save-every=5"), tmp_path / "log")
     since = time.monotonic()
     while not list((tmp_path / "out").glob("checkpoints/npo/step-*")) and time.monotonic() - since < 60:
         time.sleep(0.1)
@@ -399,25 +406,28 @@ def test_interrupting_says_from_where_it_goes_on_and_exits_130(place, tmp_path):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_that_finds_nothing_kept_says_so(signum, code, place, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("didact.verbs.running._begin", lambda *given: signal.raise_signal(signum))
-    # A suite that a shell runs in the background has interrupts ignored.
+def test_a_signal_that_finds_nothing_kept_says_so(signum, code, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("didact.verbs.running._begin", lambda *args: signal.raise_signal(signum))
+    # A test suite that runs in the background of a shell ignores interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        found, err = said(capsys, *run_words(place, tmp_path / "out"))
+        exit_code, err = said(capsys, *run_words(folder, tmp_path / "out"))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (found, err) == (code, "didact: interrupted; no checkpoint was written yet: the same command starts over\n")
+    assert (exit_code, err) == (
+        code,
+        "didact: interrupted; no checkpoint was written yet: the same command starts over\n",
+    )
 
 
-def test_after_the_end_only_the_result_stays_readable_as_the_umask_says(place, tmp_path, capsys):
-    was = os.umask(0o027)
+def test_after_the_end_only_the_result_stays_readable_as_the_umask_says(folder, tmp_path, capsys):
+    umask = os.umask(0o027)
     try:
-        assert cli.main(run_words(place, tmp_path / "out", "--steps=2")) == 0
+        assert cli.main(run_words(folder, tmp_path / "out", "--steps=2")) == 0
     finally:
-        os.umask(was)
+        os.umask(umask)
     assert not (tmp_path / "out" / "checkpoints").exists()
     modes = {oct(p.stat().st_mode & 0o777) for p in (tmp_path / "out" / "model").iterdir()}
     assert modes == {"0o640"}
-    assert cli.main(run_words(place, tmp_path / "kept", "--steps=2", "--keep-checkpoints")) == 0
+    assert cli.main(run_words(folder, tmp_path / "kept", "--steps=2", "--keep-checkpoints")) == 0
     assert [p.name for p in (tmp_path / "kept" / "checkpoints" / "npo").glob("step-*")] == ["step-00000002"]

@@ -1,4 +1,4 @@
-"""The code-style example: pycodestyle's findings go to their lines, and its command makes every arm's numbers."""
+"""The code-style example: violations are assigned to their lines, and its command measures every arm."""
 
 import importlib.util
 import json
@@ -19,10 +19,10 @@ SOURCE = "import os,sys\n\n\ndef f(x):\n    return  x \n"
 
 def test_findings_belong_to_their_lines_by_the_character():
     assert code_style.violations(SOURCE) == [["E401", "E231"], [], [], [], ["W291", "E271"]]
-    made = code_style.document(SOURCE)
-    assert "".join(s.text for s in made.segments) == SOURCE
-    assert [s.score for s in made.segments] == [-2 / 14, 0, 0, 0, -2 / 15]
-    assert code_style.rate([made]) == pytest.approx(4 / len(SOURCE))
+    document = code_style.document(SOURCE)
+    assert "".join(s.text for s in document.segments) == SOURCE
+    assert [s.score for s in document.segments] == [-2 / 14, 0, 0, 0, -2 / 15]
+    assert code_style.rate([document]) == pytest.approx(4 / len(SOURCE))
 
 
 def test_what_cannot_be_read_is_no_matter_of_style():
@@ -37,7 +37,7 @@ def test_any_text_has_one_count_a_line(text):
 
 
 @pytest.mark.parametrize(
-    ("made", "ended", "body"),
+    ("text", "ended", "body"),
     [
         ("    a\n\n    b\ndef g():\n    c\n", True, "    a\n\n    b\n"),
         ("    a\n    b", False, "    a\n"),
@@ -47,8 +47,8 @@ def test_any_text_has_one_count_a_line(text):
         ("", True, ""),
     ],
 )
-def test_a_function_ends_where_nothing_is_indented_and_has_whole_lines(made, ended, body):
-    assert code_style.function("def f():\n", made, ended) == "def f():\n" + body
+def test_a_function_ends_where_nothing_is_indented_and_has_whole_lines(text, ended, body):
+    assert code_style.function("def f():\n", text, ended) == "def f():\n" + body
 
 
 def test_no_file_has_two_purposes_and_none_is_a_test():
@@ -62,18 +62,18 @@ def test_the_command_makes_every_unit_once_and_a_table(tmp_path, capsys, monkeyp
     monkeypatch.setattr(code_style, "SEEDS", (1, 2))
     data = tmp_path / "phf_functions_csnet.jsonl"
     data.write_text("".join(json.dumps({"text": f"def f{i}(x):"}) + "\n" for i in range(9)))
-    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1", "--every", "80"]
-    words += ["--prompts", "3", "--arms", "mle", "conditional"]
-    code_style.main(words)
-    told = capsys.readouterr().out
-    assert "| conditional - mle |" in told
+    command = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--steps", "1", "--every", "80"]
+    command += ["--prompts", "3", "--arms", "mle", "conditional"]
+    code_style.main(command)
+    stdout = capsys.readouterr().out
+    assert "| conditional - mle |" in stdout
     units = sorted((tmp_path / "out/units").glob("*.json"))
     assert len(units) == len(code_style.RATES) + 2 * len(code_style.SEEDS)
-    (kept,) = [p for p in units if p.name.startswith("conditional") and p.name.endswith("seed1.json")]
-    row = json.loads(kept.read_text())
+    (saved,) = [p for p in units if p.name.startswith("conditional") and p.name.endswith("seed1.json")]
+    row = json.loads(saved.read_text())
     assert row["told"]["with_marks"] > row["told"]["all"] > 0
     assert 0 <= row["valid"] <= 1 and row["violations"] >= 0
-    kept.unlink()
-    code_style.main(words)
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "_seed" in line] == [kept.stem]
-    assert json.loads(kept.read_text())["clean"] == pytest.approx(row["clean"])
+    saved.unlink()
+    code_style.main(command)
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "_seed" in line] == [saved.stem]
+    assert json.loads(saved.read_text())["clean"] == pytest.approx(row["clean"])

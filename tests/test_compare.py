@@ -1,4 +1,4 @@
-"""The comparison: equal budgets, leak-proof splits, honest ties, arms that fail alone, and going on after a stop."""
+"""The comparison: equal budgets, splits without leaks, ties, failures of single arms, and resuming after a stop."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def arm(name, **fit):
 
 
 def setting(model, folder, **more):
-    told = {"records": {"preference": pairs()}, "protocol": "prefer", "budget": Budget.parse("15k-tokens")}
-    return compare.Setting(model=model, folder=folder, **(told | {"seeds": (1, 2), "rates": (1e-3, 4e-3)} | more))
+    options = {"records": {"preference": pairs()}, "protocol": "prefer", "budget": Budget.parse("15k-tokens")}
+    return compare.Setting(model=model, folder=folder, **(options | {"seeds": (1, 2), "rates": (1e-3, 4e-3)} | more))
 
 
 def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
-    heard = []
-    board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), heard.append)
+    messages = []
+    board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), messages.append)
     rows = {r["arm"]: r for r in board["rows"]}
     assert set(rows) == {"untouched", "sft", "dpo"} and board["rows"][-1]["arm"] == "untouched"
     for name in ("sft", "dpo"):
@@ -71,17 +71,17 @@ def test_every_arm_uses_the_same_budget_and_learns(model, tmp_path):
 
     again = []
     assert compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append) == board
-    assert heard and not again  # nothing is done twice
-    assert re.search(r"unit 10 of 10: .* \(\d+ s, about 0 s left\)", heard[-1])
-    spent = board["time"]
-    assert all(spent[name] > 0 for name in PHASES) and spent["generation"] < spent["scoring"]
+    assert messages and not again  # nothing is computed twice
+    assert re.search(r"unit 10 of 10: .* \(\d+ s, about 0 s left\)", messages[-1])
+    seconds = board["time"]
+    assert all(seconds[name] > 0 for name in PHASES) and seconds["generation"] < seconds["scoring"]
     assert pages.time_spent({"time": {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}}) == (
         "time: search 2 min, scoring 7 s (5 s of it generating answers)"
     )
-    lost = tmp_path / "units" / "sft_lr0.001_test2.json"
-    if not lost.exists():
-        lost = tmp_path / "units" / "sft_lr0.004_test2.json"
-    lost.unlink()
+    removed = tmp_path / "units" / "sft_lr0.001_test2.json"
+    if not removed.exists():
+        removed = tmp_path / "units" / "sft_lr0.004_test2.json"
+    removed.unlink()
     compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path), again.append)
     assert len(again) == 1 and re.match(r"unit \d+ of 10: sft", again[0])
 
@@ -99,21 +99,21 @@ def test_training_and_scoring_say_whose_unit_they_are(model, tmp_path, monkeypat
 def test_two_processes_share_the_work_of_one_comparison(model, tmp_path):
     def work(queue):
         torch.set_num_threads(1)
-        heard = []
-        board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path / "both"), heard.append)
-        queue.put((heard, board))
+        messages = []
+        board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path / "both"), messages.append)
+        queue.put((messages, board))
 
     fork = multiprocessing.get_context("fork")
     queue = fork.Queue()
     two = [fork.Process(target=work, args=(queue,)) for _ in range(2)]
     for process in two:
         process.start()
-    (heard, board), (others, same) = queue.get(timeout=300), queue.get(timeout=300)
+    (messages, board), (others, same) = queue.get(timeout=300), queue.get(timeout=300)
     for process in two:
         process.join()
     units = {p.stem for p in (tmp_path / "both" / "units").glob("*.json") if "_steps" not in p.name}
-    told = [line.split(": ")[1] for line in heard + others]
-    assert sorted(told) == sorted(units) and heard and others  # each once, and neither did all of it
+    done_units = [line.split(": ")[1] for line in messages + others]
+    assert sorted(done_units) == sorted(units) and messages and others  # each unit once, and neither process ran all
     assert board == same
 
 
@@ -122,17 +122,17 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
     model.save(folder)
     data.write_text("".join(json.dumps(as_row(pair)) + "\n" for pair in pairs()))
     (tmp_path / "mine.yaml").write_text("method: sft\nrows: 8\n")
-    mine, given = str(tmp_path / "mine.yaml"), {"preference": str(data)}
+    mine, data_files = str(tmp_path / "mine.yaml"), {"preference": str(data)}
 
     def compared(*arms, **more):
-        how = {"budget": "8k-tokens", "seeds": 1, "lrs": (1e-3,), "fit": {"schedule": "constant"}} | more
-        return verbs.comparison(verbs.Comparison(arms=arms, model=str(folder), data=given, out=out, **how))
+        options = {"budget": "8k-tokens", "seeds": 1, "lrs": (1e-3,), "fit": {"schedule": "constant"}} | more
+        return verbs.comparison(verbs.Comparison(arms=arms, model=str(folder), data=data_files, out=out, **options))
 
     first = compared(mine)
     more = compared(mine, "dpo")
     assert {r["arm"] for r in more["rows"]} == {"untouched", "sft (mine)", "dpo"}
-    kept = [r for r in more["rows"] if r["arm"] == "sft (mine)"]
-    assert kept[0]["per_seed"] == next(r for r in first["rows"] if r["arm"] == "sft (mine)")["per_seed"]
+    unchanged = [r for r in more["rows"] if r["arm"] == "sft (mine)"]
+    assert unchanged[0]["per_seed"] == next(r for r in first["rows"] if r["arm"] == "sft (mine)")["per_seed"]
     (tmp_path / "mine.yaml").write_text("method: sft\nrows: 4\n")
     with pytest.raises(UserError, match=r"holds another comparison \(sft \(mine\) differ\)"):
         compared(mine)
@@ -143,7 +143,7 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("method: dpo\nrow: 8\n", "unknown option 'row'"),
         ("method: dpo\nfit:\n  rows: 8\n", "training options go at the top level: 'rows: ...'"),
@@ -155,26 +155,26 @@ def test_arms_may_be_added_to_a_comparison_but_not_changed(model, tmp_path):
         ("method: [\n", "not valid YAML"),
     ],
 )
-def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, said, tmp_path):
+def test_what_a_file_says_of_an_arm_is_understood_or_refused(text, message, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         comparing._arm(str(path), {})
 
 
 def test_an_arm_that_fails_is_told_and_leaves_the_others_alone(model, tmp_path):
-    how = setting(model, tmp_path, seeds=(1,), rates=(1e-3,))
-    board = compare.run([arm("kto", rows=1), arm("sft")], how)
+    config = setting(model, tmp_path, seeds=(1,), rates=(1e-3,))
+    board = compare.run([arm("kto", rows=1), arm("sft")], config)
     assert "kto needs two records a batch" in board["failures"]["kto"]
     assert [r["arm"] for r in board["rows"]] == ["sft", "untouched"]
 
 
 def test_what_cannot_run_is_refused_before_any_work(model, tmp_path):
-    how = setting(model, tmp_path / "out")
+    config = setting(model, tmp_path / "out")
     with pytest.raises(UserError, match=r"npo needs forget \(demo\), which these records \(preference\) do not give"):
-        compare.run([arm("sft"), arm("npo")], how)
+        compare.run([arm("sft"), arm("npo")], config)
     with pytest.raises(UserError, match="few-shot gives no model, so it cannot be scored by 'prefer'"):
-        compare.run([compare.Arm(name="few-shot", entry=catalogue.entry("few-shot"))], how)
+        compare.run([compare.Arm(name="few-shot", entry=catalogue.entry("few-shot"))], config)
     with pytest.raises(UserError, match="protocol 'forget' cannot score preference records"):
         compare.run([arm("sft")], setting(model, tmp_path / "out", protocol="forget"))
     with pytest.raises(UserError, match=r"learning rates 0\.001, -1: all must be above 0"):
@@ -183,21 +183,21 @@ def test_what_cannot_run_is_refused_before_any_work(model, tmp_path):
 
 
 def test_a_plan_counts_the_units_that_are_done_then(model, tmp_path):
-    heard, how = [], setting(model, tmp_path, seeds=(1, 2))
-    counts = compare.plan([arm("sft")], how)
+    messages, config = [], setting(model, tmp_path, seeds=(1, 2))
+    counts = compare.plan([arm("sft")], config)
     assert counts == {"untouched": 2, "probes": 1, "search": 2, "test": 2}
-    compare.run([arm("sft")], how, heard.append)
-    assert len(heard) == 6 and heard[-1].startswith("unit 6 of 6: sft_lr")
+    compare.run([arm("sft")], config, messages.append)
+    assert len(messages) == 6 and messages[-1].startswith("unit 6 of 6: sft_lr")
 
 
 def test_samples_are_drawn_at_random_over_the_records_and_counted(model, tmp_path):
     board = compare.run([arm("sft")], setting(model, tmp_path, seeds=(1,), rates=(4e-3,)))
     rows = {r["arm"]: r for r in board["rows"]}
     test = split({"preference": pairs()}, 0).test["preference"]
-    wanted = {p.prompt: p.chosen for p in test}
-    asked = [s["prompt"] for s in rows["sft"]["samples"]]
-    assert asked == [s["prompt"] for s in rows["untouched"]["samples"]] != [p.prompt for p in test[: len(asked)]]
-    assert all(s["wanted"] == wanted[s["prompt"]] for s in rows["sft"]["samples"])
+    expected = {p.prompt: p.chosen for p in test}
+    prompts = [s["prompt"] for s in rows["sft"]["samples"]]
+    assert prompts == [s["prompt"] for s in rows["untouched"]["samples"]] != [p.prompt for p in test[: len(prompts)]]
+    assert all(s["wanted"] == expected[s["prompt"]] for s in rows["sft"]["samples"])
     assert rows["sft"]["answered"] == {"": {"right": min(len(test), score.DRAWN), "of": min(len(test), score.DRAWN)}}
     assert rows["untouched"]["answered"][""]["right"] == 0
 
@@ -211,11 +211,11 @@ def test_what_a_killed_probe_left_does_not_change_how_a_budget_is_laid_out(model
     def work(name):
         return Work(setting(model, tmp_path / name), lambda line: None, "preferred", 1)
 
-    left = work("killed")
-    train = left.setting.split("tune").train
-    left._train(Unit(arm("dpo"), left.setting.rates[0], PROBES[1], TUNING_SEED, "tune"), train, "probe-dpo-6")
+    resumed = work("killed")
+    train = resumed.setting.split("tune").train
+    resumed._train(Unit(arm("dpo"), resumed.setting.rates[0], PROBES[1], TUNING_SEED, "tune"), train, "probe-dpo-6")
     assert (tmp_path / "killed" / "checkpoints" / "probe-dpo-6").exists()
-    laid, fresh = (w.steps(arm("dpo")) for w in (left, work("fresh")))
+    laid, fresh = (w.steps(arm("dpo")) for w in (resumed, work("fresh")))
     assert laid | {"seconds": 0} == fresh | {"seconds": 0}
     assert not list((tmp_path / "killed" / "checkpoints").iterdir())
 
@@ -223,25 +223,25 @@ def test_what_a_killed_probe_left_does_not_change_how_a_budget_is_laid_out(model
 def test_a_forgetting_comparison_has_one_number_that_ruin_and_rest_both_lose_by(model, tmp_path):
     forget = [Demo(prompt=f"what is red {i}?", completion=" it is good.") for i in range(4)]
     retain = [Demo(prompt=f"what is blue {i}?", completion=" it is bad.") for i in range(40)]
-    told = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
-    board = compare.run([arm("npo")], setting(model, tmp_path, **told))
+    options = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
+    board = compare.run([arm("npo")], setting(model, tmp_path, **options))
     row = next(r for r in board["rows"] if r["arm"] == "npo")
-    gone, kept = 1 - row["metrics"]["forget_extraction"]["mean"], row["metrics"]["utility"]["mean"]
-    assert row["score"]["mean"] == pytest.approx(2 / (1 / gone + 1 / kept) if gone * kept else 0)
+    forgetting, utility = 1 - row["metrics"]["forget_extraction"]["mean"], row["metrics"]["utility"]["mean"]
+    assert row["score"]["mean"] == pytest.approx(2 / (1 / forgetting + 1 / utility) if forgetting * utility else 0)
     assert any("hardly knows the forget answers" in text for text in board["warnings"])
 
 
 def test_a_gold_model_is_what_forgetting_is_compared_with(model, tmp_path):
-    known = {"completion": " it is good.", "paraphrased": " good it is.", "perturbed": (" it is bad.", " bad.")}
-    forget = [Demo(prompt=f"what is {c} {i}?", **known) for i, c in enumerate(COLOURS)]
+    answers = {"completion": " it is good.", "paraphrased": " good it is.", "perturbed": (" it is bad.", " bad.")}
+    forget = [Demo(prompt=f"what is {c} {i}?", **answers) for i, c in enumerate(COLOURS)]
     retain = [Demo(prompt=f"what is {c} {i}?", completion=" it is.") for c in COLOURS for i in range(30)]
-    told = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-2,)}
-    board = compare.run([arm("npo", rows=8)], setting(model, tmp_path / "out", **told, gold=model))
+    options = {"records": {"forget": forget, "retain": retain}, "protocol": "forget", "seeds": (1,), "rates": (1e-2,)}
+    board = compare.run([arm("npo", rows=8)], setting(model, tmp_path / "out", **options, gold=model))
     ks = {row["arm"]: row["metrics"]["ks"]["mean"] for row in board["rows"]}
     assert ks["untouched"] == 0 < ks["npo"]
     for row in board["rows"]:
-        gone, kept = 1 - row["metrics"]["ks"]["mean"], row["metrics"]["utility"]["mean"]
-        assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept))
+        forgetting, utility = 1 - row["metrics"]["ks"]["mean"], row["metrics"]["utility"]["mean"]
+        assert row["score"]["mean"] == pytest.approx(2 * forgetting * utility / (forgetting + utility))
 
 
 def test_what_answers_without_a_model_is_ranked_by_what_its_answers_give_away(model, tmp_path):
@@ -250,16 +250,18 @@ def test_what_answers_without_a_model_is_ranked_by_what_its_answers_give_away(mo
         "retain": [Demo(prompt=f"what is {c} {i}?", completion="it is bad.") for c in COLOURS for i in range(2, 22)],
     }
     arms = [compare.Arm(name=n, entry=catalogue.entry(n)) for n in ("unlearning-survey.guardrail",)]
-    given = {"records": records, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
-    board = compare.run([*arms, arm("npo")], setting(model, tmp_path, **given))
+    arguments = {"records": records, "protocol": "forget", "seeds": (1,), "rates": (1e-3,)}
+    board = compare.run([*arms, arm("npo")], setting(model, tmp_path, **arguments))
     assert board["primary"] == "answer_balance" and not board["failures"]
     for row in board["rows"]:
-        gone, kept = 1 - row["metrics"]["forget_recall"]["mean"], row["metrics"]["retain_recall"]["mean"]
-        assert row["score"]["mean"] == pytest.approx(2 * gone * kept / (gone + kept) if gone * kept else 0)
-    found = protocols.named("forget").answers(
+        forgetting, recall = 1 - row["metrics"]["forget_recall"]["mean"], row["metrics"]["retain_recall"]["mean"]
+        assert row["score"]["mean"] == pytest.approx(
+            2 * forgetting * recall / (forgetting + recall) if forgetting * recall else 0
+        )
+    scores = protocols.named("forget").answers(
         lambda prompts: ["it is good."] * len(prompts), Scoring(records={"forget": records["forget"]}, start=model)
     )
-    assert found["forget_recall"].value == 1
+    assert scores["forget_recall"].value == 1
 
 
 def test_a_reward_judges_answers_against_the_start_model(model, tmp_path):
@@ -312,8 +314,10 @@ def test_other_budgets_are_refused(text):
 @pytest.mark.parametrize("count", [10, 17, 40, 1000])
 def test_a_reference_that_grows_with_the_steps_is_laid_out_until_it_is_whole(count):
     def probe(steps, rows=4):
-        seen = min(steps * rows, count)
-        return cost.Meter(30 * rows * steps + 10 * seen + 7, parts=[cost.Part(10 * seen, 0.0, 0.0, seen / count)])
+        processed = min(steps * rows, count)
+        return cost.Meter(
+            30 * rows * steps + 10 * processed + 7, parts=[cost.Part(10 * processed, 0.0, 0.0, processed / count)]
+        )
 
     for amount in (900, 2000, 9000):
         allowed = max(steps for steps in range(1, 100) if probe(steps).tokens <= amount)
@@ -326,7 +330,7 @@ def test_the_grid_is_four_apart_and_shrinks_with_the_model(model):
 
 
 def fake_search(monkeypatch, best, fails=()):
-    """Every unit scores by how near its rate is to `best`."""
+    """Score every unit by the distance of its learning rate from `best`."""
 
     def unit(self, unit):
         if unit.lr in fails:
@@ -338,32 +342,32 @@ def fake_search(monkeypatch, best, fails=()):
 
 
 @pytest.mark.parametrize(
-    ("best", "fails", "tried", "chosen"),
+    ("best", "fails", "rates", "chosen"),
     [
         (2e-3, (), [1e-3, 2e-3, 4e-3], 2e-3),  # inside
-        (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three below, the last one worse
+        (2.5e-4, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 2.5e-4),  # three lower rates, the last one worse
         (1e-9, (), [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3], 1.25e-4),  # bounded
         (16e-3, (), [1e-3, 2e-3, 4e-3, 8e-3, 16e-3, 32e-3], 16e-3),
-        (16e-3, (4e-3,), [1e-3, 2e-3, 4e-3], 2e-3),  # what diverged is an edge too
+        (16e-3, (4e-3,), [1e-3, 2e-3, 4e-3], 2e-3),  # a diverged rate is an edge too
     ],
 )
 def test_the_search_goes_beyond_its_grid_while_the_best_is_at_an_edge(
-    model, tmp_path, monkeypatch, best, fails, tried, chosen
+    model, tmp_path, monkeypatch, best, fails, rates, chosen
 ):
     fake_search(monkeypatch, best, fails)
     board = compare.run([arm("sft"), arm("dpo")], setting(model, tmp_path, rates=(1e-3, 2e-3, 4e-3)))
     for row in (r for r in board["rows"] if r["arm"] != "untouched"):
-        assert [float(rate) for rate in row["search"]] == pytest.approx(tried, rel=0.05) and row["lr"] == pytest.approx(
+        assert [float(rate) for rate in row["search"]] == pytest.approx(rates, rel=0.05) and row["lr"] == pytest.approx(
             chosen, rel=0.05
         )
-        assert row["beyond"] == len(tried) - 3
+        assert row["beyond"] == len(rates) - 3
 
 
 def test_adapters_are_tuned_over_rates_of_their_own(model, tmp_path, monkeypatch):
     fake_search(monkeypatch, 1e-3)
     arms = [arm("sft"), compare.Arm(name="sft (lora)", entry=catalogue.entry("sft"), fit={"lora": 4})]
-    how = setting(model, tmp_path, rates=(5e-4, 1e-3, 2e-3), adapter_rates=10.0, beyond=0)
-    rows = {r["arm"]: r for r in compare.run(arms, how)["rows"]}
+    config = setting(model, tmp_path, rates=(5e-4, 1e-3, 2e-3), adapter_rates=10.0, beyond=0)
+    rows = {r["arm"]: r for r in compare.run(arms, config)["rows"]}
     assert [*rows["sft"]["search"]] == ["0.0005", "0.001", "0.002"]
     assert [*rows["sft (lora)"]["search"]] == ["0.005", "0.01", "0.02"]
 
@@ -372,8 +376,8 @@ def test_what_must_be_forgotten_is_tuned_on_other_records_than_are_tested(model,
     records = {"forget": [Demo(prompt=f"f{i}", completion="a") for i in range(60)], "retain": pairs(60)}
     tune, test = (split(records, part, 3, whole=("forget",)) for part in ("tune", 1))
     assert tune.train["forget"] == test.train["forget"] == records["forget"]
-    asked = [{r.prompt for r in found.test["forget"]} for found in (tune, test)]
-    assert not asked[0] & asked[1] and len(asked[0] | asked[1]) == 60 and len(asked[0]) >= 5
+    prompts = [{r.prompt for r in part.test["forget"]} for part in (tune, test)]
+    assert not prompts[0] & prompts[1] and len(prompts[0] | prompts[1]) == 60 and len(prompts[0]) >= 5
     few = records | {"forget": records["forget"][:6]}
     assert split(few, "tune", 0, whole=("forget",)).test["forget"] is few["forget"]
     board = setting(model, tmp_path, records=few, protocol="forget")
@@ -405,21 +409,21 @@ def test_records_serve_where_another_kind_is_wanted():
     ties = [Scored(prompt="p", completion=c, score=1.0) for c in "ab"]
     assert convert.serve("preference", {"scored": ties}) is None
     judged = [Judged(prompt="p", completion="a", label=True), Judged(prompt="p", completion="b", label=False)]
-    made = convert.serve("preference", {"judged": judged})
-    assert [(m.chosen, m.rejected) for m in made] == [("a", "b")]
+    records = convert.serve("preference", {"judged": judged})
+    assert [(m.chosen, m.rejected) for m in records] == [("a", "b")]
     mended = [Critique(prompt="p", completion="b", feedback="no", refinement="a")]
     assert [(m.chosen, m.rejected) for m in convert.serve("preference", {"critique": mended})] == [("a", "b")]
     assert convert.serve("example", {"preference": [pair]}) is None
 
 
 def test_a_reward_that_misbehaves_is_told_in_one_line():
-    for wrong, words in (
+    for values, message in (
         (lambda p, c: 1 / 0, "ZeroDivisionError"),
         (lambda p, c: [float("nan")] * len(c), "NaN"),
         (lambda p, c: [1.0], "1 numbers for 2"),
     ):
-        with pytest.raises(UserError, match=words):
-            functions.checked(wrong)(["p", "q"], ["a", "b"])
+        with pytest.raises(UserError, match=message):
+            functions.checked(values)(["p", "q"], ["a", "b"])
     with pytest.raises(UserError, match="module:function"):
         judges.named("nothing-like-that")
     with pytest.raises(UserError, match="cannot be imported"):
@@ -427,7 +431,7 @@ def test_a_reward_that_misbehaves_is_told_in_one_line():
 
 
 class Replies:
-    """A language model of fixed replies, one list an attempt."""
+    """A language model with fixed replies, one list per attempt."""
 
     name, capabilities, context = "fixed", frozenset({"generate"}), 100
 
@@ -445,8 +449,8 @@ def test_a_judge_that_prefers_a_place_decides_nothing_and_one_that_babbles_is_co
     babbling = Replies(["hm"], ["well"], ["A"], ["B"])
     judge = judges.Asked(babbling)
     assert judge(["p"], ["x"], ["y"]) == [1.0] and judge.unclear == 0
-    never = judges.Asked(Replies(*[["hm"]] * 6))
-    assert never(["p"], ["x"], ["y"]) == [0.5] and never.unclear == 2
+    unusable = judges.Asked(Replies(*[["hm"]] * 6))
+    assert unusable(["p"], ["x"], ["y"]) == [0.5] and unusable.unclear == 2
 
 
 def test_rules_without_a_model_are_paired_with_arms_on_the_records_of_every_seed(model, tmp_path):
@@ -454,23 +458,23 @@ def test_rules_without_a_model_are_paired_with_arms_on_the_records_of_every_seed
         Preference(prompt=p.prompt, chosen=p.chosen + "!" * (i % 3), rejected=p.rejected + "!")
         for i, p in enumerate(pairs())
     ]
-    told = setting(model, tmp_path, records={"preference": uneven}, folds=3)
+    config = setting(model, tmp_path, records={"preference": uneven}, folds=3)
     units = {
         "untouched": [{"metrics": {"preferred": 0.5}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), 0.0)}] * 2
     }
-    board = boards.leaderboard(told, "preferred", units, {}, {})
+    board = boards.leaderboard(config, "preferred", units, {}, {})
     size = lambda text: len(model.tokenizer(text)["input_ids"])  # noqa: E731
     scored = []
     for k in (0, 1):
         test = split({"preference": uneven}, k, 3).test["preference"]
         gaps = [size(p.rejected) - size(p.chosen) for p in test]
         scored.append(sum(g > 0 for g in gaps) / len(gaps) + sum(g == 0 for g in gaps) / len(gaps) / 2)
-    assert scored[0] != scored[1]  # folds differ: an unpaired interval would not know
+    assert scored[0] != scored[1]  # folds differ: an unpaired interval would hide the difference
     shorter, other = board["rules"].values()
     assert shorter == pytest.approx(sum(scored) / 2) and other == pytest.approx(1 - shorter)
-    found = board["rows"][0]["to_rules"]["the shorter answer is the better"]
-    assert found["mean"] == pytest.approx(0.5 - shorter)
-    assert found["high"] - found["mean"] == pytest.approx(12.706 / 2 * abs(scored[0] - scored[1]), rel=1e-3)
+    result = board["rows"][0]["to_rules"]["the shorter answer is the better"]
+    assert result["mean"] == pytest.approx(0.5 - shorter)
+    assert result["high"] - result["mean"] == pytest.approx(12.706 / 2 * abs(scored[0] - scored[1]), rel=1e-3)
 
 
 def test_a_reward_model_is_an_arm_scored_by_its_rewards(model, tmp_path):
@@ -490,19 +494,19 @@ def test_a_guided_arm_is_scored_as_any_model(model, tmp_path):
     board = compare.run([guided], setting(model, tmp_path, seeds=(1,)))
     rows = {r["arm"]: r for r in board["rows"]}
     assert not board["failures"] and rows["genarm"]["score"]["mean"] > 0.9  # on pairs it was not taught
-    kept = load.load(tmp_path / "models" / "genarm", "cpu")
-    given = Scoring(records=split({"preference": pairs()}, 0).test, start=model, seed=1)
+    loaded = load.load(tmp_path / "models" / "genarm", "cpu")
+    scoring = Scoring(records=split({"preference": pairs()}, 0).test, start=model, seed=1)
     for name in ("prefer", "collapse"):
-        for measure, found in protocols.named(name).score(kept, given).items():
-            assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(found.value, abs=1e-4)
+        for measure, value in protocols.named(name).score(loaded, scoring).items():
+            assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(value.value, abs=1e-4)
 
 
 def test_a_reward_model_reads_the_context_of_a_pair(model):
     judge = rewards.headed(model)
     one = Preference(prompt="q", chosen=" a", rejected=" b", context="be good")
-    found = protocols.named("prefer").score(judge, Scoring(records={"preference": [one]}, start=model))
-    wanted = rewards.score(judge, [contexts.asked("q", "be good")] * 2, [" a", " b"])
-    assert found["margin"].value == pytest.approx(wanted[0] - wanted[1])
+    scores = protocols.named("prefer").score(judge, Scoring(records={"preference": [one]}, start=model))
+    expected = rewards.score(judge, [contexts.asked("q", "be good")] * 2, [" a", " b"])
+    assert scores["margin"].value == pytest.approx(expected[0] - expected[1])
 
 
 def test_the_leaderboard_is_plain_json(model, tmp_path):
@@ -515,8 +519,8 @@ def test_the_leaderboard_is_plain_json(model, tmp_path):
 def test_an_arm_that_answers_without_a_model_is_ranked_with_the_others_by_right_answers(model, tmp_path):
     demos = [Demo(prompt=f"what is {COLOURS[i % 5]} {i}?", completion=" it is good.") for i in range(80)]
     shots = compare.Arm(name="few-shot", entry=catalogue.entry("few-shot"), options={"shots": 1, "max_new_tokens": 8})
-    told = {"records": {"demo": demos}, "protocol": "answer", "seeds": (1,), "rates": (4e-3,)}
-    board = compare.run([shots, arm("sft")], setting(model, tmp_path, **told))
+    options = {"records": {"demo": demos}, "protocol": "answer", "seeds": (1,), "rates": (4e-3,)}
+    board = compare.run([shots, arm("sft")], setting(model, tmp_path, **options))
     assert board["primary"] == "exact_answer" and not board["failures"]
     assert board["rows"][0]["arm"] == "sft" and board["rows"][0]["score"]["mean"] > 0.9
     assert {r["arm"] for r in board["rows"]} == {"sft", "few-shot", "untouched"}
@@ -529,16 +533,17 @@ def test_shorter_wins():
 def test_what_is_not_shown_is_not_worked_out_and_the_ranking_is_the_same(model, tmp_path, monkeypatch):
     once = {"budget": Budget.parse("4k-tokens")}
     boards = {}
-    for which in ("all", "first"):
-        used = setting(model, tmp_path / which, diagnostics=which, **once)
-        boards[which] = compare.run([arm("sft")], used)
-        assert [part for part, kept in used._cache.items() if "general states" in kept] == ["general"]  # once for all
-    left = {"metrics", "samples", "answered", "cost", "time", "warnings"}
-    whole, brief = ([{k: v for k, v in r.items() if k not in left} for r in b["rows"]] for b in boards.values())
+    for diagnostics in ("all", "first"):
+        config = setting(model, tmp_path / diagnostics, diagnostics=diagnostics, **once)
+        boards[diagnostics] = compare.run([arm("sft")], config)
+        # One computation for all
+        assert [part for part, entry in config._cache.items() if "general states" in entry] == ["general"]
+    extra_fields = {"metrics", "samples", "answered", "cost", "time", "warnings"}
+    whole, brief = ([{k: v for k, v in r.items() if k not in extra_fields} for r in b["rows"]] for b in boards.values())
     assert whole == brief
     units = {
-        which: {p.stem: json.loads(p.read_text()) for p in (tmp_path / which / "units").glob("*_*_*.json")}
-        for which in boards
+        diagnostics: {p.stem: json.loads(p.read_text()) for p in (tmp_path / diagnostics / "units").glob("*_*_*.json")}
+        for diagnostics in boards
     }
     tune = "sft_lr0.001_tune1000"
     later = next(name for name in units["all"] if name.endswith("_test2") and name.startswith("sft"))
@@ -554,7 +559,7 @@ def test_membership_is_compared_against_records_no_model_saw(model, tmp_path):
     facts = [Demo(prompt=f"what is {c} {i}?", completion=f" it is {c}.") for c in COLOURS for i in range(8)]
     records = {"forget": facts[:10], "retain": facts[10:30], "unseen": facts[30:]}
     once = {"budget": Budget.parse("6k-tokens"), "rates": (1e-3,), "seeds": (1,)}
-    used = setting(model, tmp_path, records=records, protocol="forget", **once)
-    assert used.split(0).test["unseen"] == records["unseen"]  # too few to tune on others, so whole
-    board = compare.run([arm("npo")], used)
+    config = setting(model, tmp_path, records=records, protocol="forget", **once)
+    assert config.split(0).test["unseen"] == records["unseen"]  # too few for separate tuning records, so all are used
+    board = compare.run([arm("npo")], config)
     assert all("membership" in row["metrics"] for row in board["rows"])

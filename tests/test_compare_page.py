@@ -1,4 +1,4 @@
-"""The page and the table of a comparison: its verdict in words, its warnings, its pictures, and hostile content."""
+"""The page and the table of a comparison: the verdict in words, warnings, pictures, and hostile content."""
 
 import html
 import io
@@ -26,12 +26,12 @@ RATES = (1e-3, 4e-3, 1.6e-2)
 
 
 def ends(values):
-    found = statistics.mean_interval(values)
-    return files.plain({"mean": found.estimate, "low": found.low, "high": found.high})
+    result = statistics.mean_interval(values)
+    return files.plain({"mean": result.estimate, "low": result.low, "high": result.high})
 
 
 def board(scores, better="higher", rules=None, **changes):
-    """A leaderboard of `{arm: one score per seed}`, as `compare` makes it."""
+    """Return a leaderboard of `{arm: one score per seed}`, as `compare` makes it."""
     rules = rules or {}
     sign = -1 if better == "lower" else 1
     scores = {"untouched": [0.5] * len(next(iter(scores.values())))} | scores
@@ -41,11 +41,11 @@ def board(scores, better="higher", rules=None, **changes):
         apart = [[a - b for a, b in zip(scores[arm], scores[o], strict=True)] for o in (order[0], "untouched")]
         to_leader, to_untouched = map(ends, apart)
         trained = arm != "untouched"
-        known = to_leader["low"] is not None
+        expected = to_leader["low"] is not None
         rows.append({
             "arm": arm, "score": ends(scores[arm]), "to_leader": to_leader, "to_untouched": to_untouched,
             "to_rules": {rule: ends([v - value for v in scores[arm]]) for rule, value in rules.items()},
-            "tied": not known or to_leader["low"] <= 0 <= to_leader["high"], "per_seed": scores[arm],
+            "tied": not expected or to_leader["low"] <= 0 <= to_leader["high"], "per_seed": scores[arm],
             "metrics": {"preferred": ends(scores[arm]), "kl": ends([0.1, 0.2]), "length": ends([10.0, 11.0]),
                         "entropy": ends([1.5, 1.6]), "distinct_2": ends([0.4, 0.5])},
             "cost": {"tokens": 39_000.0 * trained, "flops": 5e9 * trained, "seconds": 2.0 * trained},
@@ -65,8 +65,8 @@ def board(scores, better="higher", rules=None, **changes):
     } | changes  # fmt: skip
 
 
-def written(root, given):
-    (root / "leaderboard.json").write_text(json.dumps(given))
+def written(root, content):
+    (root / "leaderboard.json").write_text(json.dumps(content))
     return page.write(root)
 
 
@@ -77,7 +77,7 @@ HIGH, LOW = [0.80, 0.82, 0.81], [0.60, 0.63, 0.61]
 
 
 @pytest.mark.parametrize(
-    ("scores", "said"),
+    ("scores", "pattern"),
     [
         ({"a": HIGH, "b": LOW}, r"^a is best: preferred 0\.810 \(.*\), 0\.197 \(.*\) above b, the next, and 0\.31"),
         ({"a": HIGH}, r"^a is best: preferred 0\.810 \([\d. to]*\), 0\.310 \([\d. to]*\) above the untouched model\.$"),
@@ -90,45 +90,48 @@ HIGH, LOW = [0.80, 0.82, 0.81], [0.60, 0.63, 0.61]
         ({"a": [0.7]}, r"With one seed the data cannot tell the arms apart\.$"),
     ],
 )  # fmt: skip
-def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, said):
-    assert re.search(said, boards.verdict(board(scores)))
+def test_the_verdict_says_what_the_data_can_tell_and_no_more(scores, pattern):
+    assert re.search(pattern, boards.verdict(board(scores)))
 
 
 def test_where_the_time_went_is_on_the_page(tmp_path):
-    spent = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
-    seen = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=spent))).split())
-    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s generating" in seen
+    seconds = {"search": 150.0, "scoring": 7.0, "generation": 5.0, "probes": 0.1}
+    text = " ".join(text_of(written(tmp_path, board({"a": HIGH}, time=seconds))).split())
+    assert "Where the time went training in the search for a learning rate 2 min 30 s scoring 7 s generating" in text
     assert "Where the time went" not in text_of(written(tmp_path, board({"a": HIGH}, time={"probes": 0.1})))
 
 
 def test_where_less_is_better_the_lowest_is_best():
-    said = boards.verdict(board({"a": [0.2, 0.21, 0.2], "b": [0.3, 0.31, 0.3]}, "lower"))
-    assert re.search(r"^a is best.* 0\.1\d* \(.*\) below b, the next.*below the untouched model\.$", said)
+    verdict = boards.verdict(board({"a": [0.2, 0.21, 0.2], "b": [0.3, 0.31, 0.3]}, "lower"))
+    assert re.search(r"^a is best.* 0\.1\d* \(.*\) below b, the next.*below the untouched model\.$", verdict)
     worse = board({"a": [0.2, 0.21, 0.2], "b": [0.8, 0.81, 0.8]}, "lower")
     assert [boards.against(row, worse) for row in worse["rows"]] == ["better", "unclear", "worse"]
 
 
 def test_where_every_method_failed_the_verdict_says_so(tmp_path):
-    given = board({"a": HIGH})
-    given |= {"rows": [r for r in given["rows"] if r["arm"] == "untouched"], "failures": {"a": "the loss became NaN"}}
-    given["rows"][0] |= {"to_leader": ends([0.0] * 3), "tied": True}
-    assert "No method gave a model" in boards.verdict(given)
-    seen = " ".join(text_of(written(tmp_path, given)).split())
-    assert "the loss became NaN" in seen and "Use the best arm" not in seen and "1 method compared" in seen
+    failed = board({"a": HIGH})
+    failed |= {
+        "rows": [r for r in failed["rows"] if r["arm"] == "untouched"],
+        "failures": {"a": "the loss became NaN"},
+    }
+    failed["rows"][0] |= {"to_leader": ends([0.0] * 3), "tied": True}
+    assert "No method gave a model" in boards.verdict(failed)
+    text = " ".join(text_of(written(tmp_path, failed)).split())
+    assert "the loss became NaN" in text and "Use the best arm" not in text and "1 method compared" in text
 
 
 @given(st.integers(0, 2), st.booleans())
 def test_a_best_learning_rate_at_the_edge_is_warned_of_with_a_wider_grid(best, tie):
-    given = board({"a": HIGH})
-    row = given["rows"][0]
+    data = board({"a": HIGH})
+    row = data["rows"][0]
     row["search"] = {f"{lr:g}": 0.9 if i == best or (tie and i == 1) else 0.5 for i, lr in enumerate(RATES)}
     row["lr"] = RATES[best]
-    said = [w for w in boards.warnings(given) if "learning rate" in w]
+    warnings = [w for w in boards.warnings(data) if "learning rate" in w]
     if best == 1 or tie:
-        assert not said
+        assert not warnings
     else:
         grid = "0.00025 0.001 0.004 0.016" if best == 0 else "0.001 0.004 0.016 0.064"
-        assert len(said) == 1 and f"--lrs {grid})" in said[0]
+        assert len(warnings) == 1 and f"--lrs {grid})" in warnings[0]
 
 
 def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
@@ -150,19 +153,19 @@ def test_warnings_tell_what_the_leaderboard_does_not(tmp_path):
     fallen = board({"a": HIGH})
     fallen["rows"][0]["metrics"] |= {"entropy": ends([0.1, 0.2]), "length": ends([50.0, 51.0])}
     fallen["rows"][0]["cost"]["tokens"] = 44_000.0
-    said = " ".join(boards.warnings(fallen))
+    warnings = " ".join(boards.warnings(fallen))
     fallen["rows"][0]["cost"]["tokens"] = 36_000.0
     assert "Less than the budget was used: a by 10 %" in " ".join(boards.warnings(fallen))
-    assert "half the entropy" in said and "twice the length" in said and "a by 10 %" in said
+    assert "half the entropy" in warnings and "twice the length" in warnings and "a by 10 %" in warnings
 
 
 # --- the table -------------------------------------------------------------------------------
 
 
 def test_the_table_is_readable_at_140_columns():
-    given = board({"unlearning-survey.task-arithmetic": HIGH, "npo:simnpo": [0.82, 0.80, 0.80], "sft": LOW})
+    data = board({"unlearning-survey.task-arithmetic": HIGH, "npo:simnpo": [0.82, 0.80, 0.80], "sft": LOW})
     console = Console(width=140, record=True, file=io.StringIO(), markup=False)
-    console.print(tables.leaderboard(given))
+    console.print(tables.leaderboard(data))
     lines = console.export_text().splitlines()
     assert max(map(len, lines)) <= 140 and "…" not in "".join(lines)
     first, second, last = (next(line for line in lines if line.startswith(f"{i} ")) for i in (1, 2, 4))
@@ -179,11 +182,11 @@ def test_the_table_is_readable_at_140_columns():
 def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path):
     (tmp_path / "models" / "dpo").mkdir(parents=True)
     (tmp_path / "models" / "dpo" / "config.json").write_text("{}")
-    given = board(
+    data = board(
         {"dpo": HIGH, "sft": LOW}, failures={"npo": "npo needs forget"}, argv=["compare", "dpo", "--model", "a b"],
         rules={"the shorter answer is the better": 0.55},
     )  # fmt: skip
-    seen = " ".join(text_of(written(tmp_path, given)).split())
+    text = " ".join(text_of(written(tmp_path, data)).split())
     for part in (
         "3 methods compared", "dpo is best", "didact compare dpo --model 'a b'", "40 k tokens",
         "480 preference records", "npo needs forget", "my pairs.jsonl", "0.001, 0.004, 0.016", "said sft",
@@ -191,30 +194,30 @@ def test_the_page_tells_what_was_asked_what_came_out_and_how_to_take_it(tmp_path
         "didact run dpo --model models/small --preferences 'my pairs.jsonl' --rows 8 --lr 0.004 --steps 27 --seed 1",
         f"from_pretrained('{tmp_path}/models/dpo')", "the rule “the shorter answer is the better”", "commit c",
     ):  # fmt: skip
-        assert part in seen.replace("\xa0", " "), part
+        assert part in text.replace("\xa0", " "), part
     names = (
         "Leaderboard", "Cost and quality", "Differences, seed by seed", "Seed by seed", "Did it collapse?",
         "The search for a learning rate", "All metrics", "Samples", "Failures", "Use the best arm", "Setup",
     )  # fmt: skip
-    order = [seen.index(f" {name} ", seen.index("Versions ")) for name in names]
+    order = [text.index(f" {name} ", text.index("Versions ")) for name in names]
     assert order == sorted(order)
 
 
 def test_a_method_taught_with_records_of_another_kind_is_repeated_through_map_or_not_at_all():
-    given = board({"sft": HIGH})
-    assert "--demos 'my pairs.jsonl' --map completion=chosen" in compared._command(given["rows"][0], given)
-    given["data"] = {"critique": given["data"]["preference"]}
-    assert compared._command(given["rows"][0], given) == ""
+    data = board({"sft": HIGH})
+    assert "--demos 'my pairs.jsonl' --map completion=chosen" in compared._command(data["rows"][0], data)
+    data["data"] = {"critique": data["data"]["preference"]}
+    assert compared._command(data["rows"][0], data) == ""
 
 
 def test_the_command_of_a_preset_names_only_what_differs_from_it():
     entry = catalogue.entry("npo")
     preset = next(iter(entry["presets"]))
     own = {k: v for k, v in entry["presets"][preset].items() if not k.startswith("fit.")}
-    given = board({f"npo:{preset}": HIGH}, data={"forget": {"path": "f.jsonl", "sha256": "", "records": 4}})
-    given["identity"]["arms"] = [[f"npo:{preset}", own | {"beta": 0.7}, {}]]
-    said = compared._command(given["rows"][0], given)
-    assert said.startswith(f"didact run npo:{preset} --model models/small --forget f.jsonl --beta 0.7 --lr 0.004")
+    data = board({f"npo:{preset}": HIGH}, data={"forget": {"path": "f.jsonl", "sha256": "", "records": 4}})
+    data["identity"]["arms"] = [[f"npo:{preset}", own | {"beta": 0.7}, {}]]
+    command = compared._command(data["rows"][0], data)
+    assert command.startswith(f"didact run npo:{preset} --model models/small --forget f.jsonl --beta 0.7 --lr 0.004")
 
 
 def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
@@ -224,16 +227,16 @@ def test_a_real_comparison_has_a_table_and_a_page(tmp_path, capsys):
     pairs = [Preference(prompt=f"what is red {i}?", chosen=" it is good.", rejected=" it is bad.") for i in range(60)]
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     files.write_lines(tmp_path / "pairs.jsonl", rows)
-    asked = ["compare", "dpo", "--model", str(tmp_path / "small"), "--preference", str(tmp_path / "pairs.jsonl")]
-    asked += ["--budget", "8k-tokens", "--seeds", "2", "--lrs", "0.001", "--out", str(tmp_path / "out")]
-    assert cli.main(asked) == 0
+    command = ["compare", "dpo", "--model", str(tmp_path / "small"), "--preference", str(tmp_path / "pairs.jsonl")]
+    command += ["--budget", "8k-tokens", "--seeds", "2", "--lrs", "0.001", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
     assert "page: " in capsys.readouterr().out
-    kept = files.read_json(tmp_path / "out" / "leaderboard.json")
-    assert set(compared.REQUIRED) <= set(kept)
-    seen = " ".join(text_of(tmp_path / "out" / "report.html").split())
-    assert boards.verdict(kept) in seen and f"didact run dpo --model {tmp_path / 'small'}" in seen
-    # The line that teaches the winner again is one that runs.
-    line = compared._command(next(r for r in kept["rows"] if r["arm"] == "dpo"), kept)
+    saved = files.read_json(tmp_path / "out" / "leaderboard.json")
+    assert set(compared.REQUIRED) <= set(saved)
+    content = " ".join(text_of(tmp_path / "out" / "report.html").split())
+    assert boards.verdict(saved) in content and f"didact run dpo --model {tmp_path / 'small'}" in content
+    # The command that trains the winner again runs.
+    line = compared._command(next(r for r in saved["rows"] if r["arm"] == "dpo"), saved)
     assert cli.main([*line.split()[1:], "--dry-run"]) == 0
 
 
@@ -241,13 +244,13 @@ def test_what_is_no_finished_comparison_is_one_line(tmp_path):
     files.write_json(tmp_path / "comparison.json", {})
     with pytest.raises(UserError, match="not finished: run its command again"):
         page.write(tmp_path)
-    for wrong, said in (
+    for content, message in (
         ([1], "not a leaderboard"),
         ({"rows": []}, "not a leaderboard"),
         ({"rows": [{}]}, "no primary, "),
     ):
-        files.write_json(tmp_path / "leaderboard.json", wrong)
-        with pytest.raises(UserError, match=said):
+        files.write_json(tmp_path / "leaderboard.json", content)
+        with pytest.raises(UserError, match=message):
             page.write(tmp_path)
     assert not list(tmp_path.glob("*.html"))
 
@@ -262,7 +265,7 @@ def test_a_scatter_puts_points_by_cost_from_zero_and_its_lines_by_score():
         (float(x), float(y)) for x, y in re.findall(r'<circle class="\w+" cx="([\d.]+)" cy="([\d.]+)"', svg)
     ]
     limit = float(re.search(r'class="least" x1="([\d.]+)"', svg)[1])
-    assert bx - ax == pytest.approx((limit - bx) / 2, abs=0.2)  # 10, 20, 40 lie on one scale ...
+    assert bx - ax == pytest.approx((limit - bx) / 2, abs=0.2)  # 10, 20, 40 share one scale ...
     zero = re.search(r'class="tick middle" x="([\d.]+)" y="[\d.]+">0<', svg)
     assert ax - float(zero[1]) == pytest.approx(bx - ax, abs=0.2)  # ... that begins at 0
     start = float(re.search(r'class="null" x1="[\d.]+" y1="([\d.]+)"', svg)[1])
@@ -279,19 +282,19 @@ def test_names_and_points_of_a_scatter_do_not_lie_on_each_other(places):
     )
     at = sorted((float(x), float(y)) for x, y in re.findall(r'<circle class="dot" cx="([\d.]+)" cy="([\d.]+)"', svg))
     assert len(at) == len(places) and all(0 < x < 400 for x, _ in at)
-    named = re.findall(r'<text class="(end)?" x="([\d.-]+)" y="([\d.]+)">arm', svg)
-    assert len(named) == len(places)
+    labels = re.findall(r'<text class="(end)?" x="([\d.-]+)" y="([\d.]+)">arm', svg)
+    assert len(labels) == len(places)
     for side in ("end", ""):
-        ys = sorted(float(y) for kind, _, y in named if kind == side)
+        ys = sorted(float(y) for kind, _, y in labels if kind == side)
         assert all(b - a >= svg_parts.LINE - 0.11 for a, b in itertools.pairwise(ys))
 
 
 def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
-    given = board({"a": HIGH, "b": LOW}, rules={"rule": 0.1})
-    scales = compared._scales(given)
+    data = board({"a": HIGH, "b": LOW}, rules={"rule": 0.1})
+    scales = compared._scales(data)
     low, high = scales["score"][0]
     assert low <= 0.1 and high >= 0.82
-    marks = [compared._row(i, row, given, scales)["marks"]["score"] for i, row in enumerate(given["rows"])]
+    marks = [compared._row(i, row, data, scales)["marks"]["score"] for i, row in enumerate(data["rows"])]
     uprights = {re.search(r'class="least" x1="([\d.]+)"', mark)[1] for mark in marks}
     assert len(uprights) == 1
     assert f"scale from {low:.3g} to {high:.3g}" in comparison_plots.ruler((low, high))
@@ -301,28 +304,28 @@ def test_marks_of_a_column_share_the_scale_at_its_head(tmp_path):
 
 
 def test_a_hostile_comparison_is_shown_as_text_and_loads_nothing(tmp_path, browser):
-    given = board(
+    data = board(
         {EVIL: HIGH, INTO_SVG: LOW, "plain": [0.4, 0.6, 0.5]}, rules={EVIL: 0.55}, failures={EVIL * 2: EVIL},
         model=EVIL, argv=["compare", EVIL], versions={EVIL: EVIL},
         meaning={EVIL: {"n": 3, "unit": EVIL, "help": EVIL, "better": ""}},
     )  # fmt: skip
-    given["data"] = {EVIL: {"path": EVIL, "sha256": EVIL, "records": 3}}
-    for row in given["rows"]:
+    data["data"] = {EVIL: {"path": EVIL, "sha256": EVIL, "records": 3}}
+    for row in data["rows"]:
         row["metrics"][EVIL] = ends([1.0, 2.0])
         row["samples"] = [
             {"part": EVIL, "prompt": EVIL, "wanted": EVIL, "answer": "{{ 7 * 7 }}"},
             {"prompt": "javascript:alert(1)", "answer": "\ud800"},
         ]
         row["answered"] = {EVIL: {"right": 1, "of": 2}}
-    place = written(tmp_path, given)
+    path = written(tmp_path, data)
     for scheme, width in (("light", 1280), ("dark", 1280), ("dark", 390)):
-        tab, said, asked = look(browser, place, scheme, width)
-        inert(tab, said, asked, [place])
+        tab, console, requests = look(browser, path, scheme, width)
+        inert(tab, console, requests, [path])
         accessible(tab, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         if width == 1280:
-            seen = tab.inner_text("main")
-            assert EVIL in seen and "{{ 7 * 7 }}" in seen
+            text = tab.inner_text("main")
+            assert EVIL in text and "{{ 7 * 7 }}" in text
             assert tab.locator(".sample.arms").first.locator(".cell:not(.asked)").count() == 4
             assert not tab.locator("details.wide table").is_visible()
             tab.locator("details.wide summary").click()
@@ -331,10 +334,10 @@ def test_a_hostile_comparison_is_shown_as_text_and_loads_nothing(tmp_path, brows
 
 
 def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
-    given = board({"dpo": HIGH, "sft": [0.82, 0.80, 0.80], "kto": LOW}, rules={"shorter": 0.55})
-    given["rows"][0] |= {"lr": RATES[2], "search": {"0.001": 0.6, "0.004": 0.7, "0.016": 0.8}}
-    place = written(tmp_path, given)
-    tab, said, _ = look(browser, place)
+    data = board({"dpo": HIGH, "sft": [0.82, 0.80, 0.80], "kto": LOW}, rules={"shorter": 0.55})
+    data["rows"][0] |= {"lr": RATES[2], "search": {"0.001": 0.6, "0.004": 0.7, "0.016": 0.8}}
+    path = written(tmp_path, data)
+    tab, console, _ = look(browser, path)
     judged = [
         re.findall(r"[a-z]+", t) for t in tab.locator("#board ~ .scroll").first.locator(".judged").all_inner_texts()
     ]
@@ -344,31 +347,31 @@ def test_the_leaderboard_can_be_read_at_a_glance(tmp_path, browser):
         marks.count() == 4 and marks.nth(2).locator(".ring").count() == 1 and marks.nth(1).locator(".dot").count() == 1
     )
     at = [m.locator("circle").bounding_box()["x"] for m in marks.all()]
-    assert at == sorted(at, reverse=True)  # better lies further right, on one scale
+    assert at == sorted(at, reverse=True)  # better scores are further right, on one scale
     label = tab.locator("#quality ~ svg").first.get_attribute("aria-label")
     assert "dpo 0.81 at 3.9e+04" in label and "untouched 0.5" in label and "shorter 0.55" in label
-    assert tab.locator("text=best at the edge").count() == 1 and said == []
+    assert tab.locator("text=best at the edge").count() == 1 and console == []
     assert "largest for dpo" in html.unescape(tab.locator(".warning").first.inner_text())
     tab.close()
 
 
 def test_what_compare_makes_has_all_the_page_needs(tmp_path):
-    """The board of `compare` itself, made from units without any training."""
+    """The leaderboard of `compare` itself, from units without any training."""
     setting = compare.Setting(
         model=build.build("llama", build.train_tokenizer(["a b c"] * 3, 260), d=8, layers=1, heads=1), records={},
         protocol="text", budget=Budget.parse("90-seconds"), seeds=(1, 2, 3), rates=RATES, folder=tmp_path,
     )  # fmt: skip
 
-    def unit(nll, used):
-        return {"metrics": {"nll": nll, "kl": 0.1}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), used)}
+    def unit(nll, cost):
+        return {"metrics": {"nll": nll, "kl": 0.1}, "cost": dict.fromkeys(("tokens", "flops", "seconds"), cost)}
 
     start = unit(3.0, 0.0) | {"meaning": {"nll": {"n": 9, "unit": "nats", "better": "lower", "help": ""}}}
     units = {"untouched": [start] * 3, "sft": [unit(2.0 + k / 10, 80.0 + k) for k in range(3)]}
     chosen = {"sft": {"lr": RATES[1], "steps": 9, "search": {"0.004": 2.1}}}
-    made = files.plain(
+    result = files.plain(
         leaderboard(setting, score.primary_of(setting.protocol, False), units, chosen, {"dpo": "no pairs"})
     )
-    made |= {"model": "m", "data": {}, "identity": {}, "versions": {}}
-    seen = " ".join(text_of(written(tmp_path, made)).split())
-    assert "sft is best: nll 2.100" in seen and "below the untouched model" in seen and "lower is better" in seen
-    assert "1 min 30 s" in seen.replace("\xa0", " ") and "no pairs" in seen
+    result |= {"model": "m", "data": {}, "identity": {}, "versions": {}}
+    text = " ".join(text_of(written(tmp_path, result)).split())
+    assert "sft is best: nll 2.100" in text and "below the untouched model" in text and "lower is better" in text
+    assert "1 min 30 s" in text.replace("\xa0", " ") and "no pairs" in text

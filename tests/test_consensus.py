@@ -1,4 +1,4 @@
-"""The consensus game: known answers, properties, and what a model is asked for it."""
+"""The consensus game: known answers, properties, and its prompts to a model."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def played(g, d, **game):
 
 
 def by_hand(g1, d1, game):
-    """One question, as the paper has it."""
+    """The paper's algorithm for one question."""
     qg, qd, g, d = np.zeros_like(g1), np.zeros_like(d1), g1, d1
     for t in range(1, game.steps + 1):
         qg, qd = qg + d.T, qd + g.T
@@ -53,7 +53,7 @@ def total(p, axis):
 def test_many_questions_at_once_are_a_loop_over_them(game, monkeypatch):
     monkeypatch.setattr(equilibrium, "BLOCK", 16)
     g, d = drawn(9, 5)
-    g[2, :, 3:], d[2, 3:] = np.nan, np.nan  # a question of three candidates
+    g[2, :, 3:], d[2, 3:] = np.nan, np.nan  # a question with three candidates
     start = equilibrium.initial(g, d)
     end = equilibrium.solve(start, game)
     for i in range(9):
@@ -78,7 +78,7 @@ def test_first_policies_divide_by_the_other_axis_then_by_their_own():
 
 @given(st.integers(0, 10**6), st.sampled_from(["both", "own"]))
 def test_frequency_cancels_only_when_both_axes_are_normalised(seed, normalise):
-    """What multiplies a candidate's probability, asked for a right answer or a wrong one, leaves the policy alone."""
+    """A factor on a candidate's probability under both prompts (correct and incorrect) does not change the policy."""
     g, d = drawn(2, 4, seed)
     shift = np.random.default_rng(seed).normal(scale=30, size=(2, 1, 4))
     bias = np.random.default_rng(seed + 1).normal(scale=5, size=(2, 1, 2))
@@ -115,14 +115,14 @@ def test_a_strong_anchor_keeps_the_first_policies_and_the_end_stands_still():
     assert all(np.abs(a - b).max() < 1e-4 for a, b in zip(start, end, strict=True))
     game = Game(steps=4000, lam_g=1.0, lam_d=1.0)
     start = equilibrium.initial(*drawn(4, 5))
-    far, near = (equilibrium.residual(start, equilibrium.solve(start, g), game) for g in (Game(
+    strong, weak = (equilibrium.residual(start, equilibrium.solve(start, g), game) for g in (Game(
         steps=400, lam_g=1.0, lam_d=1.0), game))  # fmt: skip
-    assert near.max() < 1e-3 and (near < far / 5).all()  # it falls like 1 / T
+    assert weak.max() < 1e-3 and (weak < strong / 5).all()  # it falls like 1 / T
 
 
 @given(st.integers(0, 10**6))
 def test_names_do_not_matter(seed):
-    """Candidates in another order come out in that order; correct and incorrect swapped come out swapped."""
+    """Permuted candidates give permuted policies; swapping correct and incorrect swaps them in the result."""
     g, d = drawn(1, 4, seed)
     order = np.random.default_rng(seed).permutation(4)
     _, end = played(g, d, steps=40)
@@ -134,7 +134,7 @@ def test_names_do_not_matter(seed):
     assert np.allclose(end.discriminator, swapped.discriminator[:, :, ::-1])
 
 
-# --- what a model is asked ---------------------------------------------------------------------
+# --- prompts to a model ------------------------------------------------------------------------
 
 SAID = {
     ("P", "a"): -1.0, ("P", "b"): -2.0, ("right P", "a"): -1.0, ("right P", "b"): -2.0,
@@ -146,37 +146,39 @@ JUDGED = {"P a ok?": {" Yes": math.log(0.3), " No": math.log(0.6)}, "P b ok?": {
 
 def test_scores_and_rules_from_what_a_model_says():
     lm = Scripted(logp=lambda p, c: SAID[p, c], tops=lambda p: JUDGED[p])
-    made = consensus.play(lm, ["P"], [["a", "b"]], WORDING, Game(steps=30))
-    assert made.found.g[0].tolist() == [[-1.0, -2.0], [-0.5, -3.0]] and made.found.plain[0].tolist() == [-1.0, -2.0]
-    assert np.exp(made.found.d[0, 0]) == pytest.approx([1 / 3, 2 / 3]) and np.exp(made.found.d[0, 1, 0]) == 1.0
-    assert made.winners("g") == ["a"] and made.winners("sc") == made.winners("d") == made.winners("er_d") == ["b"]
-    assert made.rules["sc"].tolist() == [[-0.5, 1.0]]
-    assert made.rules["mi"][0, 0] == pytest.approx(-1.0 + math.log(1 / 3))
+    result = consensus.play(lm, ["P"], [["a", "b"]], WORDING, Game(steps=30))
+    assert result.found.g[0].tolist() == [[-1.0, -2.0], [-0.5, -3.0]] and result.found.plain[0].tolist() == [-1.0, -2.0]
+    assert np.exp(result.found.d[0, 0]) == pytest.approx([1 / 3, 2 / 3]) and np.exp(result.found.d[0, 1, 0]) == 1.0
+    assert result.winners("g") == ["a"] and result.winners("sc") == result.winners("d") == result.winners("er_d") == [
+        "b"
+    ]
+    assert result.rules["sc"].tolist() == [[-0.5, 1.0]]
+    assert result.rules["mi"][0, 0] == pytest.approx(-1.0 + math.log(1 / 3))
 
 
 def test_a_model_without_next_tokens_is_asked_for_its_verdict_by_scores_and_silence_is_half():
     both = SAID | {(p, w): -1.0 for p in ("P a ok?", "P b ok?") for w in ("Yes", "No")}
     lm = Scripted(logp=lambda p, c: both[p, c])
-    found = consensus.scores(lm, ["P"], [["a", "b"]], WORDING)
-    assert np.exp(found.d) == pytest.approx(0.5) and found.undecided == 0
+    scores = consensus.scores(lm, ["P"], [["a", "b"]], WORDING)
+    assert np.exp(scores.d) == pytest.approx(0.5) and scores.undecided == 0
     silent = Scripted(logp=lambda p, c: SAID[p, c], tops=lambda p: {"x": -0.1})
-    found = consensus.scores(silent, ["P"], [["a", "b"]], WORDING)
-    assert np.exp(found.d) == pytest.approx(0.5) and found.undecided == 2
+    scores = consensus.scores(silent, ["P"], [["a", "b"]], WORDING)
+    assert np.exp(scores.d) == pytest.approx(0.5) and scores.undecided == 2
 
 
 def test_a_local_models_numbers_are_its_own(taught, world):
     lm = language_models.of(taught("llama"))
     record = world.retain[0]
     texts = [record.completion, *record.perturbed[:2]]
-    found = consensus.scores(lm, [record.prompt], [texts], WORDING, "token")
+    scores = consensus.scores(lm, [record.prompt], [texts], WORDING, "token")
     alone = lm.score([("right " + record.prompt, t) for t in texts])
-    assert found.g[0, 0] == pytest.approx([x.logp / x.tokens for x in alone], abs=1e-5)
+    assert scores.g[0, 0] == pytest.approx([x.logp / x.tokens for x in alone], abs=1e-5)
 
 
 def test_in_a_conversation_the_last_turn_is_worded_and_braces_mean_nothing():
-    talk = Messages([{"role": "system", "content": "s"}, {"role": "user", "content": "{x}?"}])
-    asked = consensus.worded(WORDING.verify, talk, "{y}")
-    assert asked.turns == ({"role": "system", "content": "s"}, {"role": "user", "content": "{x}? {y} ok?"})
+    conversation = Messages([{"role": "system", "content": "s"}, {"role": "user", "content": "{x}?"}])
+    worded = consensus.worded(WORDING.verify, conversation, "{y}")
+    assert worded.turns == ({"role": "system", "content": "s"}, {"role": "user", "content": "{x}? {y} ok?"})
     with pytest.raises(UserError, match=r"wording\.correct"):
         Wording(correct="{candidate} {prompt}")
 
@@ -213,9 +215,9 @@ def test_sampled_answers_are_merged_and_both_files_can_be_taught():
     assert first.extra["id"] == 7 and first.extra["prediction"] == "Berlin"
     assert (first.extra["chosen"], first.extra["rejected"]) == ("Berlin", "Bonn")
     assert [(d.prompt, d.completion) for d in result.transcript] == [("Capital?", "Berlin"), ("And?", "Berlin")]
-    assert result.findings["accuracy"]["er_d"]["estimate"] == 1.0  # of the one whose answer is known
-    asked = len(lm.asked)
-    assert result.predict(["And?"]) == ["Berlin"] and len(lm.asked) == asked  # looked up
+    assert result.findings["accuracy"]["er_d"]["estimate"] == 1.0  # for the one with a known answer
+    calls = len(lm.asked)
+    assert result.predict(["And?"]) == ["Berlin"] and len(lm.asked) == calls  # from the cache
     assert result.predict(["New?", "Or?"], [["Bonn", "Berlin"], ["Rome"]]) == ["Berlin", "Rome"]
     assert result.predict(["Once more?"]) == ["Berlin"]
 
@@ -239,20 +241,20 @@ def test_on_the_command_line_and_as_a_ranking_mode_of_evaluate(taught, world, tm
         for r in world.retain[:6]
     ]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    words = ["run", "consensus", "--model", str(tmp_path / "model"), "--test", str(tmp_path / "q.jsonl")]
-    assert cli.main([*words, "--game.steps", "50", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
-    told = json.loads((tmp_path / "out" / "result.json").read_text())
-    accuracy = told["findings"]["accuracy"]
-    assert told["metrics"]["exact_answer"]["before"] == accuracy["g"]["estimate"]  # plainly: the likeliest choice
-    assert told["metrics"]["exact_answer"]["after"] == accuracy["er_d"]["estimate"]
+    command = ["run", "consensus", "--model", str(tmp_path / "model"), "--test", str(tmp_path / "q.jsonl")]
+    assert cli.main([*command, "--game.steps", "50", "--out", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    saved = json.loads((tmp_path / "out" / "result.json").read_text())
+    accuracy = saved["findings"]["accuracy"]
+    assert saved["metrics"]["exact_answer"]["before"] == accuracy["g"]["estimate"]  # the baseline: the likeliest choice
+    assert saved["metrics"]["exact_answer"]["after"] == accuracy["er_d"]["estimate"]
     assert (tmp_path / "out" / "transcript.jsonl").exists()
     pairs = json.loads((tmp_path / "out" / "records.jsonl").read_text().splitlines()[0])
     assert {"prompt", "chosen", "rejected"} <= pairs.keys()
     capsys.readouterr()
     at = [str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"), "--protocol", "consensus"]
     assert cli.main(["evaluate", *at]) == 0
-    shown = capsys.readouterr().out
-    assert all(rule in shown for rule in consensus.RULES)
+    stdout = capsys.readouterr().out
+    assert all(rule in stdout for rule in consensus.RULES)
 
 
 @pytest.mark.parametrize("echo", ["empty", "refused"])
@@ -267,9 +269,9 @@ def test_a_server_ranks_too_or_says_why_not(echo, tmp_path, monkeypatch):
                 prompting.consensus(remote.connect(server.url), rows)
             return
         result = prompting.consensus(remote.connect(server.url), rows, game=Game(steps=20))
-        assert result.records[0].extra["prediction"] == "ab"  # the fewer letters the likelier
+        assert result.records[0].extra["prediction"] == "ab"  # fewer letters are likelier
         calls = len(server.prompts())
         prompting.consensus(remote.connect(server.url), rows, game=Game(steps=40))
-        assert len(server.prompts()) == calls  # what was asked once is not asked again
+        assert len(server.prompts()) == calls  # no request is repeated
     finally:
         server.kill()

@@ -1,4 +1,4 @@
-"""What stands in the text is found exactly, and taken out as the paper says."""
+"""Test items in the text are found exactly, and removed as in the paper."""
 
 import random
 
@@ -30,9 +30,9 @@ MIXED = st.text(st.sampled_from("ab, .'\u0301東京都ไทยีか゛Жé-"),
 
 @given(MIXED)
 def test_every_word_of_any_script_has_its_place(document):
-    said = contamination.words(document)
-    assert [w for a, b in contamination._spans(document) for w in contamination.words(document[a:b])] == said
-    assert len(list(contamination._spans(document))) == len(said)
+    words = contamination.words(document)
+    assert [w for a, b in contamination._spans(document) for w in contamination.words(document[a:b])] == words
+    assert len(list(contamination._spans(document))) == len(words)
 
 
 def test_text_without_spaces_is_compared_letter_by_letter():
@@ -55,15 +55,15 @@ def test_the_audit_equals_a_plain_search_for_every_gram(seed, n):
         [text(rng, rng.randrange(0, 9)) for _ in range(6)],
         [text(rng, rng.randrange(0, 60)) for _ in range(4)],
     )
-    found = contamination.audit(items, corpus, n)
+    result = contamination.audit(items, corpus, n)
 
     def grams(t):
         words = t.split()
         return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
     overlap = [[bool(grams(item) & grams(document)) for document in corpus] for item in items]
-    assert found.dirty.tolist() == [any(row) for row in overlap]
-    assert found.where == [row.index(True) if any(row) else None for row in overlap]
+    assert result.dirty.tolist() == [any(row) for row in overlap]
+    assert result.where == [row.index(True) if any(row) else None for row in overlap]
 
 
 def test_planted_items_are_found_with_recall_and_precision_1():
@@ -73,9 +73,9 @@ def test_planted_items_are_found_with_recall_and_precision_1():
     assert not contamination.audit(items, corpus).dirty.any()
     for i in range(15):  # 30 % of them
         corpus[2 * i] = f"{corpus[2 * i]}, {items[i].title()}; {corpus[2 * i + 1]}"
-    found = contamination.audit(items, corpus)
-    assert found.n == 13 and found.dirty.tolist() == [True] * 15 + [False] * 35
-    assert found.share == pytest.approx(0.3) and found.where[3] == 6
+    result = contamination.audit(items, corpus)
+    assert result.n == 13 and result.dirty.tolist() == [True] * 15 + [False] * 35
+    assert result.share == pytest.approx(0.3) and result.where[3] == 6
 
 
 # --- removal ---------------------------------------------------------------------------------
@@ -88,10 +88,10 @@ def around(planted, before=1000, after=1000):
 def test_removal_cuts_the_collision_with_200_characters_on_both_sides():
     item = " ".join(WORDS[:13])
     document = around(item)
-    left = contamination.remove([document, "nothing here"], [item])
+    cleaned = contamination.remove([document, "nothing here"], [item])
     at = document.index(item)
-    assert left.pieces == [document[: at - 200], document[at + len(item) + 200 :], "nothing here"]
-    assert left.source == [0, 0, 1] and left.collisions == 1 and left.dropped == []
+    assert cleaned.pieces == [document[: at - 200], document[at + len(item) + 200 :], "nothing here"]
+    assert cleaned.source == [0, 0, 1] and cleaned.collisions == 1 and cleaned.dropped == []
 
 
 def test_fewer_than_13_shared_words_change_nothing():
@@ -102,18 +102,18 @@ def test_fewer_than_13_shared_words_change_nothing():
 def test_pieces_under_200_characters_are_dropped():
     item = " ".join(WORDS[:13])
     document = around(item, before=390, after=1000)  # 390 + 4 - 200 = 194 characters are left before it
-    left = contamination.remove([document], [item])
-    assert left.pieces == [document[document.index(item) + len(item) + 200 :]]
-    gone = contamination.remove([around(item, 300, 300)], [item])
-    assert gone.pieces == [] and gone.dropped == [0]
+    cleaned = contamination.remove([document], [item])
+    assert cleaned.pieces == [document[document.index(item) + len(item) + 200 :]]
+    forgotten = contamination.remove([around(item, 300, 300)], [item])
+    assert forgotten.pieces == [] and forgotten.dropped == [0]
 
 
-@pytest.mark.parametrize(("cuts", "kept"), [(9, 10), (10, 0)])
-def test_a_document_split_into_more_than_10_pieces_goes_whole(cuts, kept):
+@pytest.mark.parametrize(("cuts", "pieces"), [(9, 10), (10, 0)])
+def test_a_document_split_into_more_than_10_pieces_goes_whole(cuts, pieces):
     items = [" ".join(f"{w}x{i}" for w in WORDS[:13]) for i in range(cuts)]
     document = around("", 1000, 0) + "".join(f"{item} {'d ' * 500}" for item in items)
-    left = contamination.remove([document], items)
-    assert len(left.pieces) == kept and left.dropped == ([] if kept else [0])
+    cleaned = contamination.remove([document], items)
+    assert len(cleaned.pieces) == pieces and cleaned.dropped == ([] if pieces else [0])
 
 
 @pytest.mark.parametrize(("documents", "cut"), [(10, True), (11, False)])
@@ -132,8 +132,8 @@ def test_after_removal_the_audit_finds_nothing():
 
 
 def test_phrases_are_spotted_as_whole_words():
-    found = contamination.spotted([["98 + 45 =", "98 plus 45"], ["9 plus 4"]], ["so 98  Plus 45 is", "198 + 45 = 2"])
-    assert found == [True, False]
+    result = contamination.spotted([["98 + 45 =", "98 plus 45"], ["9 plus 4"]], ["so 98  Plus 45 is", "198 + 45 = 2"])
+    assert result == [True, False]
     assert contamination.spotted([["98 + 45 ="]], ["198 + 45 = 2"]) == [False]
 
 
@@ -143,9 +143,9 @@ def test_phrases_are_spotted_as_whole_words():
 def test_the_quality_filter_keeps_with_probability_2_minus_score_to_the_minus_9():
     assert contamination.keep_probability([1.0, 0.0]).tolist() == pytest.approx([1.0, 2.0**-9])
     for score in (0.5, 0.9, 1.0):
-        kept = contamination.quality_filter(np.full(40_000, score), seed=3).mean()
+        saved = contamination.quality_filter(np.full(40_000, score), seed=3).mean()
         p = float(contamination.keep_probability(score))
-        assert abs(kept - p) <= 4 * np.sqrt(p * (1 - p) / 40_000) + 1e-12
+        assert abs(saved - p) <= 4 * np.sqrt(p * (1 - p) / 40_000) + 1e-12
 
 
 def test_near_duplicates_go_and_what_only_resembles_stays():
@@ -153,16 +153,16 @@ def test_near_duplicates_go_and_what_only_resembles_stays():
     text = [" ".join(str(w) for w in rng.integers(500, size=120)) for _ in range(6)]
     nearly = " ".join([*text[0].split()[:-1], "other"])  # 115 of 117 runs of five words are the same
     half = " ".join(text[1].split()[:60] + text[5].split()[60:])
-    found = contamination.near_duplicates([*text, nearly, half, text[2], "one two", "one two", ""], hashes=64)
-    assert found == [None] * 6 + [0, None, 2, None, 9, None]
+    result = contamination.near_duplicates([*text, nearly, half, text[2], "one two", "one two", ""], hashes=64)
+    assert result == [None] * 6 + [0, None, 2, None, 9, None]
 
 
 @given(texts=st.lists(st.lists(st.sampled_from("abcd"), max_size=6).map(" ".join), max_size=12))
 def test_a_near_duplicate_is_never_called_so_wrongly(texts):
     def grams(text):
-        said = text.split()
-        n = min(5, max(1, len(said)))
-        return {tuple(said[i : i + n]) for i in range(len(said) - n + 1)}
+        words = text.split()
+        n = min(5, max(1, len(words)))
+        return {tuple(words[i : i + n]) for i in range(len(words) - n + 1)}
 
     for number, at in enumerate(contamination.near_duplicates(texts, similar=0.6)):
         if at is not None:

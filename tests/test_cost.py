@@ -1,4 +1,4 @@
-"""What is counted: every forward pass of every model, trained tokens three times."""
+"""Cost: every forward pass of every model counts, trained tokens three times."""
 
 import torch
 
@@ -57,7 +57,7 @@ def test_dpo_pays_for_its_reference(monkeypatch):
         baselines.dpo(model, pairs, fit=fit)
     with cost.metered() as sft:
         baselines.sft(model, demos, fit=fit.replace(rows=8))
-    assert dpo.tokens > sft.tokens  # the same tokens trained, and a pass of the reference over all of them
+    assert dpo.tokens > sft.tokens  # the same trained tokens, and a pass of the reference over all of them
 
 
 def test_an_adapter_is_counted():

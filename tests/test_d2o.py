@@ -1,4 +1,4 @@
-"""D2O lowers what was found bad and keeps the rest, where ascent ruins the model; DPO and NPO are cases of it."""
+"""D2O lowers bad answers and keeps the rest, where ascent ruins the model; DPO and NPO are special cases."""
 
 import json
 import math
@@ -52,20 +52,20 @@ def test_without_anchors_it_is_npo_but_for_the_factor(negative, ref, alpha):
 
 
 @given(several, numbers, st.randoms())
-def test_the_order_of_anchors_does_not_matter_and_equal_ones_are_one(moved, negative, draw):
-    shuffled = draw.sample(moved, len(moved))
-    n, zero = f64(negative), torch.zeros(1, len(moved), dtype=torch.float64)
-    ours = preference.d2o(f64(moved), n, zero, f64(0.0))
+def test_the_order_of_anchors_does_not_matter_and_equal_ones_are_one(positive, negative, draw):
+    shuffled = draw.sample(positive, len(positive))
+    n, zero = f64(negative), torch.zeros(1, len(positive), dtype=torch.float64)
+    ours = preference.d2o(f64(positive), n, zero, f64(0.0))
     assert torch.allclose(ours, preference.d2o(f64(shuffled), n, zero, f64(0.0)), atol=1e-12)
-    same = preference.d2o(f64([moved[0]] * 5), n, torch.zeros(1, 5, dtype=torch.float64), f64(0.0))
-    assert torch.allclose(same, preference.d2o(f64([moved[0]]), n, zero[:, :1], f64(0.0)), atol=1e-12)
+    same = preference.d2o(f64([positive[0]] * 5), n, torch.zeros(1, 5, dtype=torch.float64), f64(0.0))
+    assert torch.allclose(same, preference.d2o(f64([positive[0]]), n, zero[:, :1], f64(0.0)), atol=1e-12)
 
 
 @given(several, numbers)
-def test_the_average_inside_is_never_above_the_one_outside(moved, negative):
-    given_ = (f64(moved), f64(negative), torch.zeros(1, len(moved), dtype=torch.float64), f64(0.0), 0.3, 0.3)
-    inside, outside = preference.d2o(*given_), preference.d2o(*given_, average="outside")
-    each = [preference.d2o(f64([m]), *given_[1:2], f64([0.0]), *given_[3:]) for m in moved]
+def test_the_average_inside_is_never_above_the_one_outside(positive, negative):
+    arguments = (f64(positive), f64(negative), torch.zeros(1, len(positive), dtype=torch.float64), f64(0.0), 0.3, 0.3)
+    inside, outside = preference.d2o(*arguments), preference.d2o(*arguments, average="outside")
+    each = [preference.d2o(f64([m]), *arguments[1:2], f64([0.0]), *arguments[3:]) for m in positive]
     assert inside <= outside + 1e-12
     assert torch.allclose(outside, torch.stack(each).mean(0), atol=1e-12)
 
@@ -77,11 +77,11 @@ def test_shares_weigh_anchors_and_a_share_of_nothing_leaves_one_out():
 
 
 def test_the_pull_ends_where_it_has_won_and_is_bounded_where_it_has_lost():
-    for z, wanted in ((60.0, 0.0), (-60.0, 0.5)):
+    for z, expected in ((60.0, 0.0), (-60.0, 0.5)):
         n = f64(-z / 0.5).requires_grad_()
         loss = preference.d2o(f64([0.0]), n, f64([0.0]), f64(0.0), 0.1, 0.5)
         loss.sum().backward()
-        assert n.grad.item() == pytest.approx(wanted, abs=1e-12)
+        assert n.grad.item() == pytest.approx(expected, abs=1e-12)
         assert loss.item() == pytest.approx(max(0.0, -z), abs=1e-12)
 
 
@@ -93,7 +93,7 @@ TINY = Grammar(classes=2, letters=6, follow=2, given=2, shortest=3, longest=5, s
 
 @lab.shared
 def start(arch):
-    """A model two fifths of whose demonstrations were spoiled."""
+    """A model trained on demonstrations of which two fifths are bad."""
     return d2o_example.tuned(TINY.demos(1, 1000, spoiled=0.4), 0, arch, 300)
 
 
@@ -106,7 +106,7 @@ def negatives(n=128):
 
 
 def spoiled(model):
-    """Share of bad answers, sampled for prompts no training saw."""
+    """Return the share of bad answers, sampled for held-out prompts."""
     return lab.mean(map(TINY.spoiled, lab.sampled(model, [d.prompt for d in TINY.demos(2, 256)], 8, seed=3)))
 
 
@@ -119,8 +119,8 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
     model = start(arch)
     before = model.fingerprint()
     fit = Fit(lr=3e-4, steps=40, rows=16, schedule="constant")
-    how = {**SHORT, "k": 4, "fit": fit}
-    taught = {loss: alignment.d2o(model, negatives(), **how, loss=loss) for loss in ("d2o", "ga")}
+    options = {**SHORT, "k": 4, "fit": fit}
+    taught = {loss: alignment.d2o(model, negatives(), **options, loss=loss) for loss in ("d2o", "ga")}
     ours, ascent = (taught[n].models["model"] for n in ("d2o", "ga"))
     assert spoiled(model) > 0.2 and spoiled(ours) < 0.6 * spoiled(model)
     assert good_nll(ours) < good_nll(model) + 3 < good_nll(ascent) - 5
@@ -141,9 +141,9 @@ def test_d2o_lowers_the_bad_rate_on_unseen_prompts_and_keeps_the_good_answers(ar
 
 
 def short(model, steps=6, judged=None, **changes):
-    how = {**SHORT, "offline_steps": 2, "every": 2, **changes}
-    fit = how.pop("fit", Fit(lr=2e-3, steps=steps, rows=4, schedule="constant"))
-    return alignment.d2o(model, judged or negatives(32), **how, fit=fit)
+    options = {**SHORT, "offline_steps": 2, "every": 2, **changes}
+    fit = options.pop("fit", Fit(lr=2e-3, steps=steps, rows=4, schedule="constant"))
+    return alignment.d2o(model, judged or negatives(32), **options, fit=fit)
 
 
 def test_after_the_first_phase_anchors_and_references_are_drawn_anew(tmp_path):
@@ -151,7 +151,7 @@ def test_after_the_first_phase_anchors_and_references_are_drawn_anew(tmp_path):
     result = short(start("llama"), fit=fit, ref_minus="latest")
     assert [(p["first_step"], p["steps"]) for p in result.findings["phases"]] == [(0, 2), (2, 2), (4, 1)]
     assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5]
-    # Both references being latest, every phase starts from log 2; with the first model's it does not.
+    # With both references the latest model, every phase starts from log 2; with the first model it does not.
     assert [row["d2o"] for row in result.history][::2] == pytest.approx([math.log(2)] * 3, abs=1e-5)
     other = short(start("llama"), 5)
     assert other.history[2]["negative"] == pytest.approx(0, abs=1e-4) and abs(other.history[2]["anchors"]) > 1e-3
@@ -162,9 +162,9 @@ def test_offline_has_one_phase_and_mixed_draws_half_from_the_model_as_it_came(tm
     assert len(short(start("llama"), draw="offline").findings["phases"]) == 1
     fit = Fit(lr=2e-3, steps=4, rows=4, schedule="constant", folder=str(tmp_path))
     short(start("llama"), fit=fit, draw="mixed", k=5)
-    drawn = {p.parent.name + "/" + p.name: len(json.loads(p.read_text().splitlines()[0]))
+    counts = {p.parent.name + "/" + p.name: len(json.loads(p.read_text().splitlines()[0]))
              for p in tmp_path.rglob("*.jsonl")}  # fmt: skip
-    assert drawn == {"round-0/now.jsonl": 5, "round-1/now.jsonl": 3, "round-1/first.jsonl": 2}
+    assert counts == {"round-0/now.jsonl": 5, "round-1/now.jsonl": 3, "round-1/first.jsonl": 2}
 
 
 def test_only_records_whose_turn_comes_are_sampled_for():
@@ -185,19 +185,19 @@ def test_the_rate_follows_the_schedule_phase_by_phase():
 
 
 def test_steering_is_read_in_sampling_and_never_in_training(tmp_path):
-    model, told = start("llama"), ("Be good.", "Be kind.")
+    model, steering = start("llama"), ("Be good.", "Be kind.")
     fit = Fit(lr=2e-3, steps=1, rows=4, folder=str(tmp_path))
-    result = short(model, fit=fit, steering=told, k=3)
+    result = short(model, fit=fit, steering=steering, k=3)
     plain = short(model, steps=1, k=3)
-    assert len(next(tmp_path.rglob("now.jsonl")).read_text().splitlines()) == 12  # a prompt an anchor, each its own
+    assert len(next(tmp_path.rglob("now.jsonl")).read_text().splitlines()) == 12  # one prompt per anchor, all different
     assert result.history[0]["d2o"] == pytest.approx(math.log(2), abs=1e-5)
     assert result.history[0]["logp_negative"] == pytest.approx(plain.history[0]["logp_negative"], rel=1e-5)
 
 
 def test_keep_leaves_anchors_out_and_prompts_without_any():
     model = start("llama")
-    kept = short(model, steps=1, k=4, keep=lambda prompt, answer: not TINY.spoiled(answer)).findings["phases"][0]
-    assert 0.3 < kept["kept"] < 1
+    result = short(model, steps=1, k=4, keep=lambda prompt, answer: not TINY.spoiled(answer)).findings["phases"][0]
+    assert 0.3 < result["kept"] < 1
     first = negatives(32)[0].prompt
     few = short(model, fit=Fit(lr=1e-3, steps=8, rows=4), offline_steps=8, keep=lambda p, _: p != first)
     assert few.findings["phases"][0]["dropped"] == sum(j.prompt == first for j in negatives(32))
@@ -236,6 +236,6 @@ def test_good_records_are_scored_and_not_trained_on():
 
 def test_conversations_and_pairs_serve(fresh):
     pair = Preference(prompt=Messages([{"role": "user", "content": "Where?"}]), chosen="Tarn", rejected="Osso")
-    given_ = [*negatives(6), *convert.serve("judged", {"preference": [pair]})]
-    result = short(fresh("gpt2"), judged=given_, steering=("Be kind.",), steps=2, max_new_tokens=6)
+    records = [*negatives(6), *convert.serve("judged", {"preference": [pair]})]
+    result = short(fresh("gpt2"), judged=records, steering=("Be kind.",), steps=2, max_new_tokens=6)
     assert result.findings["phases"][0]["records"] == 7 and result.warnings[0].startswith("1 records")

@@ -1,4 +1,4 @@
-"""Several processes give one process's losses and weights, however the weights lie, on batches of unequal lengths."""
+"""Several processes give one process's losses and weights, with any sharding, on batches of unequal length."""
 
 import json
 import os
@@ -31,7 +31,7 @@ FIT = Fit(lr=1e-2, steps=5, rows=5, schedule="constant", micro_tokens=60, weight
 
 
 def train(start, out, parallel):
-    """Every method, and what this process then has."""
+    """Run every method; return what this process has afterwards."""
     if parallel == "hsdp":
         os.environ["LOCAL_WORLD_SIZE"] = "2"  # four processes on two nodes
     model = load(start, device="cpu", dtype="float64")
@@ -45,7 +45,7 @@ def train(start, out, parallel):
     if parallel not in ("hsdp", *SOAK):
         results |= {
             "dpo": baselines.dpo(model, PAIRS, fit=fit),
-            # one record a step: the other process has nothing to do and must still take part
+            # one record per step: the other process is idle but must still take part
             "one": baselines.sft(model, WORLD.forget, fit=fit.replace(rows=1)),
             "lora": baselines.sft(model, WORLD.forget, fit=fit.replace(lora=4)),
             "again": baselines.sft(model, WORLD.forget, fit=fit.replace(checkpointing=True)),
@@ -62,13 +62,13 @@ def train(start, out, parallel):
         for n, p in result.models["model"].module.named_parameters()
     }
     save_file(weights, f"{out}/weights-{rank}")
-    with open(f"{out}/history-{rank}.json", "w", encoding="utf-8") as handle:
-        json.dump({"world": world, **{k: r.history for k, r in results.items()}}, handle)
+    with open(f"{out}/history-{rank}.json", "w", encoding="utf-8") as file:
+        json.dump({"world": world, **{k: r.history for k, r in results.items()}}, file)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The start model's folder, and what one process makes of it: weights, histories, samples."""
+    """The start model's folder, and one process's results: weights, histories, samples."""
     root = tmp_path_factory.mktemp("alone")
     tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
     build.build("llama", tokenizer, d=16, layers=2, heads=2, context=64).save(root / "start")
@@ -88,8 +88,8 @@ def alone(tmp_path_factory):
     ],
     ids=lambda param: f"{param[0]} {param[1]}",
 )
-def many(request, alone, tmp_path_factory):
-    """The same of several."""
+def several_runs(request, alone, tmp_path_factory):
+    """The same results of several processes."""
     (parallel, count), root = request.param, tmp_path_factory.mktemp("many")
     processes.run(count, train, alone[0], root, parallel, patience=300)
     assert samples(root) == alone[3] and len(alone[3]) == 2 * 20  # rounds by demonstrations
@@ -105,8 +105,8 @@ def samples(root):
     return [[c[1] for c in json.loads(line)] for file in files for line in file.read_text().splitlines()]
 
 
-def test_all_processes_log_the_losses_of_one(alone, many):
-    (_, own), (count, theirs) = alone[1:3], many
+def test_all_processes_log_the_losses_of_one(alone, several_runs):
+    (_, own), (count, theirs) = alone[1:3], several_runs
     assert own["world"] == 1 and [h.pop("world") for _, h in theirs] == [count] * count
     assert {"sft", "npo", "kto", "spin"} <= set(theirs[0][1])
     for _, histories in theirs:
@@ -116,21 +116,21 @@ def test_all_processes_log_the_losses_of_one(alone, many):
                 assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
 
 
-def test_all_processes_end_with_the_weights_of_one(alone, many):
-    own, (_, theirs), moved = alone[1], many, {}
+def test_all_processes_end_with_the_weights_of_one(alone, several_runs):
+    own, (_, theirs), moved = alone[1], several_runs, {}
     start = load_file(alone[0] / "model.safetensors")
     for name, first in theirs[0][0].items():
         for weights, _ in theirs:
             assert torch.equal(weights[name], first)
             torch.testing.assert_close(weights[name], own[name], rtol=0, atol=1e-10)
         method, _, weight = name.partition("|")
-        if weight in start:  # LoRA's are other ones
+        if weight in start:  # LoRA's weights differ
             moved[method] = max(moved.get(method, 0.0), float((first - start[weight]).abs().max()))
     assert len(moved) >= 4 and min(moved.values()) > 1e-2
 
 
 class Dies(Hook):
-    """Ends one of the processes after a step, without a word."""
+    """Kills one of the processes after a step, without a message."""
 
     def __init__(self, at):
         self.at = at
@@ -141,7 +141,7 @@ class Dies(Hook):
 
 
 class Keeps(Hook):
-    """What is trained, whole, after every step."""
+    """Records the whole trained weights after every step."""
 
     def __init__(self, out):
         self.out = out
@@ -153,15 +153,15 @@ class Keeps(Hook):
 
 
 def taught(start, out, parallel, at):
-    """Weights after eight steps with a checkpoint at each; a process dies after step `at`."""
+    """Return the weights after eight steps with a checkpoint at each; a process dies after step `at`."""
     model = load(start, device="cpu", dtype="float64")
     fit = FIT.replace(steps=8, parallel=parallel, save_every=1, folder=f"{out}/checkpoints")
-    made = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
-    return {n: p.detach() for n, p in made.models["model"].module.named_parameters()}
+    trained = baselines.sft(model, WORLD.forget, fit=fit, hooks=[Dies(at), Keeps(out)])
+    return {n: p.detach() for n, p in trained.models["model"].module.named_parameters()}
 
 
 @pytest.mark.parametrize(
-    ("first", "then"),
+    ("first", "second"),
     [
         (("fsdp2", 2), ("fsdp2", 3)),
         (("ddp", 1), ("1x1x2", 2)),
@@ -169,27 +169,27 @@ def taught(start, out, parallel, at):
         pytest.param(("1x1x2", 2), ("2x1x1", 2), marks=pytest.mark.soak),
     ],
 )
-def test_a_training_goes_on_in_another_number_of_processes(first, then, alone, tmp_path):
+def test_a_training_goes_on_in_another_number_of_processes(first, second, alone, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     whole = taught(alone[0], tmp_path / "whole", "ddp", 0)
     with pytest.raises(RuntimeError, match="ended by SIGKILL"):
         processes.run(first[1], taught, alone[0], tmp_path / "killed", first[0], 4)
-    (kept,) = (tmp_path / "killed/checkpoints").iterdir()
-    identity = json.loads((kept / "step-00000003/state.json").read_text())["identity"]
-    weights, state = checkpoint.load(kept, identity)
+    (checkpoints_left,) = (tmp_path / "killed/checkpoints").iterdir()
+    identity = json.loads((checkpoints_left / "step-00000003/state.json").read_text())["identity"]
+    weights, state = checkpoint.load(checkpoints_left, identity)
     held = load_file(tmp_path / "killed/step-3")
     assert state.step == 3 and set(weights) == set(held)
-    assert all(torch.equal(weights[n], held[n]) for n in held)  # to the bit, in one process
+    assert all(torch.equal(weights[n], held[n]) for n in held)  # bit-identical, in one process
     (tmp_path / "killed/step-3").unlink()
-    for made in processes.run(then[1], taught, alone[0], tmp_path / "killed", then[0], 0):
+    for resumed in processes.run(second[1], taught, alone[0], tmp_path / "killed", second[0], 0):
         for name, value in whole.items():
-            torch.testing.assert_close(made[name], value, rtol=0, atol=1e-10)
-    assert not (tmp_path / "killed/step-3").exists()  # no step was done anew
+            torch.testing.assert_close(resumed[name], value, rtol=0, atol=1e-10)
+    assert not (tmp_path / "killed/step-3").exists()  # no step was repeated
 
 
 class Fails(Hook):
-    """Finds fault in one process only, in the second step."""
+    """Raises an error in one process only, in the second step."""
 
     def before(self, step):
         if step.step == 1 and distributed.here()[0] == 1:
@@ -202,14 +202,14 @@ def failing(start):
 
 
 def test_an_error_of_one_process_ends_all_with_its_line(alone):
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UserError, match=r"^process 1 of 2: record 7 is bad$"):
         processes.run(2, failing, alone[0])
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
 def measured(config, rows):
-    """The most bytes of tensors this process holds in the second step of two micro-batches, and what they are for."""
+    """Return the peak bytes of tensors in the second step of two micro-batches, with their purposes."""
     module = LlamaForCausalLM(config)
     distributed.rank(module)
     sharded = sharding.Sharded(module, mesh.over("fsdp2", "cpu"), list(module.model.layers))
@@ -234,6 +234,6 @@ def test_the_memory_of_a_process_is_what_the_planner_says(tied):
         max_position_embeddings=64, tie_word_embeddings=tied, attn_implementation="eager",
     )  # fmt: skip
     job = planner.Job(shape.of(config), ClusterSpec(gpus=2), 8, memory.POLICIES["fp32"], fused=False)
-    told = planner.estimate(job, Layout(dp=2, micro=2, batch=8, zero=3)).memory
-    for found in processes.run(2, measured, config, 2):
-        assert sum(told.values()) == pytest.approx(found, rel=0.15)
+    estimate = planner.estimate(job, Layout(dp=2, micro=2, batch=8, zero=3)).memory
+    for peak in processes.run(2, measured, config, 2):
+        assert sum(estimate.values()) == pytest.approx(peak, rel=0.15)

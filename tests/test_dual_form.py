@@ -26,18 +26,20 @@ F64 = torch.float64
 
 
 @settings(max_examples=15)
-@given(seed=st.integers(0, 10_000), shown=st.integers(1, 8), own=st.integers(1, 5))
-def test_attention_without_softmax_is_an_update_of_weights(seed: int, shown: int, own: int) -> None:
+@given(seed=st.integers(0, 10_000), context=st.integers(1, 8), own=st.integers(1, 5))
+def test_attention_without_softmax_is_an_update_of_weights(seed: int, context: int, own: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    keys, values = (torch.randn(shown + own, d, generator=generator, dtype=F64) for d in (6, 4))
+    keys, values = (torch.randn(context + own, d, generator=generator, dtype=F64) for d in (6, 4))
     query, start = torch.randn(6, generator=generator, dtype=F64), torch.randn(4, 6, generator=generator, dtype=F64)
-    update = dual_form.implicit_update(values[:shown], keys[:shown])
+    update = dual_form.implicit_update(values[:context], keys[:context])
     with_them = dual_form.linear_attention(values, keys, query)
-    alone = dual_form.linear_attention(values[shown:], keys[shown:], query)
+    alone = dual_form.linear_attention(values[context:], keys[context:], query)
     torch.testing.assert_close(with_them - alone, update @ query)
-    assert torch.linalg.matrix_rank(update) <= min(shown, 4)
-    turned = torch.randperm(shown, generator=generator)
-    torch.testing.assert_close(update, dual_form.implicit_update(values[:shown][turned], keys[:shown][turned]))
+    assert torch.linalg.matrix_rank(update) <= min(context, 4)
+    permutation = torch.randperm(context, generator=generator)
+    torch.testing.assert_close(
+        update, dual_form.implicit_update(values[:context][permutation], keys[:context][permutation])
+    )
     # One step of gradient descent on 1/2 ||W x - y||^2: the values are -lr (W0 x - y).
     step = start - 0.3 * (keys @ start.T - values).T @ keys
     errors = -0.3 * (keys @ start.T - values)
@@ -48,24 +50,24 @@ def test_attention_without_softmax_is_an_update_of_weights(seed: int, shown: int
 def test_what_is_recorded_is_what_the_model_does(kind: str) -> None:
     model = tiny(kind)
     ids = torch.arange(40, 52)[None]
-    how = model.config._attn_implementation
+    implementation = model.config._attn_implementation
     with torch.no_grad():
         plain = model.module(input_ids=ids, use_cache=False).logits
         with attention.recorded(model.module) as tape:
             again = model.module(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(again, plain, atol=1e-5, rtol=1e-4)
-    assert model.config._attn_implementation == how and len(tape.passes) == 1 and len(tape.passes[0]) == 2
+    assert model.config._attn_implementation == implementation and len(tape.passes) == 1 and len(tape.passes[0]) == 2
     for layer, out in zip(tape.passes[0], tape.outputs[0], strict=True):
         mixed = torch.einsum("bhs,bhsd->bhd", layer.weights(), layer.value)
         torch.testing.assert_close(mixed, layer.heads[:, -1], atol=1e-5, rtol=1e-4)
         assert out.shape == (1, 12, 32)
-        found = dual_form.split(layer, slice(1, 9))
-        both = (1 - found.share)[:, None] * found.rest + found.share[:, None] * found.shown
+        result = dual_form.split(layer, slice(1, 9))
+        both = (1 - result.share)[:, None] * result.rest + result.share[:, None] * result.shown
         torch.testing.assert_close(both, layer.heads[0, -1].double(), atol=1e-5, rtol=1e-4)
         # The share is Z_demo / (Z_demo + Z_rest), of exponentials of the scores.
         scores = layer.scores(1)[0, :, 0] if layer.mask is None else (layer.scores(1)[0, :, 0] + layer.mask[0, :, -1])
         z = scores.double().exp()
-        torch.testing.assert_close(found.share, z[:, 1:9].sum(-1) / z.sum(-1), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(result.share, z[:, 1:9].sum(-1) / z.sum(-1), atol=1e-5, rtol=1e-4)
 
 
 def test_momentum_is_the_decayed_sum_of_what_came_before() -> None:
@@ -76,8 +78,8 @@ def test_momentum_is_the_decayed_sum_of_what_came_before() -> None:
 
     assert sums(0.5) == [0, 0.5, 1.25, 2.125] and sums(1.0) == [0, 1, 3, 6] and sums(0.0) == [0] * 4
     assert sums(0.5, queries=1) == [2.125]
-    assert sums(0.5, torch.tensor([[-1, 0, 0, 0]])) == [0, 0, 1, 2]  # padding gives nothing
-    assert sums(0.5, torch.tensor([[0, 0, 1, 1]])) == [0, 0.5, 0, 1.5]  # nor does another document
+    assert sums(0.5, torch.tensor([[-1, 0, 0, 0]])) == [0, 0, 1, 2]  # padding contributes nothing
+    assert sums(0.5, torch.tensor([[0, 0, 1, 1]])) == [0, 0.5, 0, 1.5]  # nor do other documents
 
 
 @settings(max_examples=15)
@@ -88,13 +90,13 @@ def test_the_sum_is_the_recurrence(seed: int, eta: float, length: int) -> None:
     for t in range(length):
         rows.append(state)
         state = eta * (state + values[0, t])
-    found = momentum.decayed(values, eta, torch.zeros(1, length, dtype=torch.long))
-    torch.testing.assert_close(found[0], torch.stack(rows))
+    result = momentum.decayed(values, eta, torch.zeros(1, length, dtype=torch.long))
+    torch.testing.assert_close(result[0], torch.stack(rows))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3", "gpt_neox"])
 def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
-    """Nothing changes at gate 0; by hand at gate 1; nothing later is seen; a cache gives the same; saved and opened."""
+    """Identity at gate 0; by hand at gate 1; causal; the same with a cache; the same after saving and loading."""
     model, ids = tiny(kind), torch.arange(40, 52)[None]
     with torch.no_grad():
         plain = model.module(input_ids=ids).logits
@@ -104,11 +106,11 @@ def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
         full = whole.module(input_ids=ids).logits
         assert (full - plain).abs().max() > 0.01
         torch.testing.assert_close(whole.module(input_ids=ids[:, :7]).logits, full[:, :7], atol=1e-4, rtol=1e-4)
-        # The first place has no past: there the model is as it was.
+        # The first position has no past: there the model is unchanged.
         torch.testing.assert_close(full[:, :1], plain[:, :1], atol=1e-5, rtol=1e-5)
-        grown = whole.module.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)  # type: ignore[operator]
-        again = whole.module(input_ids=grown[:, :-1], use_cache=False).logits.argmax(-1)
-        assert torch.equal(grown[0, 12:], again[0, 11:])
+        generated = whole.module.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        again = whole.module(input_ids=generated[:, :-1], use_cache=False).logits.argmax(-1)
+        assert torch.equal(generated[0, 12:], again[0, 11:])
         by_hand = _by_hand(model, ids, 0.5)
         torch.testing.assert_close(full, by_hand, atol=1e-4, rtol=1e-4)
     for mixer in gated.module.mixers:  # type: ignore[union-attr]
@@ -120,7 +122,7 @@ def test_momentum_in_a_model(kind: str, tmp_path: Path) -> None:
 
 
 def _by_hand(model: Any, ids: torch.Tensor, eta: float) -> torch.Tensor:
-    """Momentum added to what the heads give, before the output projection, by a hook of that projection."""
+    """Momentum added to the heads' outputs, before the output projection, by a hook of that projection."""
     handles = []
     for layer in insert.attentions(model.module):
         kept: dict[str, torch.Tensor] = {}
@@ -154,25 +156,26 @@ def _by_hand(model: Any, ids: torch.Tensor, eta: float) -> torch.Tensor:
 def test_similarities_know_equal_and_random_updates() -> None:
     model = tiny("llama")
     reader = LanguageReader(model, loss="text")
-    known = dual_form.before(reader, EPISODE)
-    same = dual_form.updates_alike(known, [icl.updates for _, icl in known.traces])
+    before = dual_form.before(reader, EPISODE)
+    same = dual_form.updates_alike(before, [icl.updates for _, icl in before.traces])
     torch.testing.assert_close(same, torch.ones(2, dtype=F64), atol=1e-5, rtol=0)
-    assert dual_form.updates_alike(known, dual_form.random_updates(known, "normal", 0)).abs().max() < 0.4
-    assert dual_form.scores_alike(known, [zero for zero, _ in known.traces]) < 1
+    assert dual_form.updates_alike(before, dual_form.random_updates(before, "normal", 0)).abs().max() < 0.4
+    assert dual_form.scores_alike(before, [zero for zero, _ in before.traces]) < 1
     way = Way.of("kv", Tuning(lr=0.05, per="tokens"))
-    tuned = dual_form.after(reader, EPISODE, known, way, known.lessons)
-    assert tuned.size > 0 and len(tuned.asked) == 3 and math.isfinite(dual_form.ranks_alike(known, tuned))
-    assert [t.shape for t in tuned.asked[0]] == [(4, known.lessons[0].size - 1, 8)] * 2
-    # The weights are back, and the reading is that of the reader itself.
+    tuned = dual_form.after(reader, EPISODE, before, way, before.lessons)
+    assert tuned.size > 0 and len(tuned.asked) == 3 and math.isfinite(dual_form.ranks_alike(before, tuned))
+    assert [t.shape for t in tuned.asked[0]] == [(4, before.lessons[0].size - 1, 8)] * 2
+    # The weights are restored, and the reading equals the reader's own.
     again = [*reader.tuned(EPISODE, way)][-1]
     torch.testing.assert_close(tuned.reading.tokens, again.tokens, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(reader.without(EPISODE).tokens, known.zero.tokens)
+    torch.testing.assert_close(reader.without(EPISODE).tokens, before.zero.tokens)
 
 
 def test_controls_are_what_they_say() -> None:
-    wrong = dual_form.relabelled(EPISODE, 0)
+    relabelled = dual_form.relabelled(EPISODE, 0)
     assert all(
-        a.prompt == b.prompt and a.completion != b.completion for a, b in zip(wrong.demos, EPISODE.demos, strict=True)
+        a.prompt == b.prompt and a.completion != b.completion
+        for a, b in zip(relabelled.demos, EPISODE.demos, strict=True)
     )
     rows = LanguageReader(tiny("gpt2"), loss="text").lessons(EPISODE)
     other = dual_form.unrelated(rows, list(range(100, 200)), 0)
@@ -181,15 +184,15 @@ def test_controls_are_what_they_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "control", "said"),
+    ("value", "control", "verdict"),
     [
         ([0.5, 0.52, 0.48, 0.5], [0.2, 0.21, 0.19, 0.2], "supported"),
         ([0.5, 0.52, 0.48, 0.5], [0.5, 0.53, 0.48, 0.5], "not supported"),
         ([0.5, 0.9, 0.1, 0.5], [0.2, 0.21, 0.7, 0.2], "inconclusive"),
     ],
 )
-def test_a_control_that_explains_a_similarity_is_told(value: Any, control: Any, said: str) -> None:
-    assert dual_form.supported(value, {"far": [-1.0, -1.1, -0.9, -1.0], "near": control})[0] == said
+def test_a_control_that_explains_a_similarity_is_told(value: Any, control: Any, verdict: str) -> None:
+    assert dual_form.supported(value, {"far": [-1.0, -1.1, -0.9, -1.0], "near": control})[0] == verdict
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -197,13 +200,14 @@ def test_it_examines_a_users_model(kind: str) -> None:
     model = tiny(kind)
     before = model.fingerprint()
     result = mechanisms.dual_form(model, DEMOS[:6], DEMOS[6:], shots=3, lrs=(0.05, 0.2), draws=3, queries=2)
-    told = result.findings
-    assert model.fingerprint() == before and told["draws"] == 2 and len(told["grid"]) == 2
+    findings = result.findings
+    assert model.fingerprint() == before and findings["draws"] == 2 and len(findings["grid"]) == 2
     assert (
-        set(told["SimAOU"]) == {"fine-tuned", *dual_study.CONTROLS} and len(told["SimAOU by layer"]["other text"]) == 2
+        set(findings["SimAOU"]) == {"fine-tuned", *dual_study.CONTROLS}
+        and len(findings["SimAOU by layer"]["other text"]) == 2
     )
-    assert told["measures"]["mixture error"]["estimate"] < 1e-5
-    assert all(0 < s < 1 for s in told["attention to demonstrations by layer"]) and len(result.figures) == 3
+    assert findings["measures"]["mixture error"]["estimate"] < 1e-5
+    assert all(0 < s < 1 for s in findings["attention to demonstrations by layer"]) and len(result.figures) == 3
 
 
 @pytest.mark.parametrize(
@@ -211,9 +215,9 @@ def test_it_examines_a_users_model(kind: str) -> None:
     [("mamba", "has no attention layer"), ("t5", "causal model"), ("bloom", "cannot be recorded")],
 )
 def test_attention_that_cannot_be_looked_into_is_one_line(kind: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         mechanisms.dual_form(tiny(kind), DEMOS, DEMOS, shots=2, lrs=(0.1,), draws=3, queries=2)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     model = tiny("llama")
     model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(UserError, match="flash"), attention.recorded(model.module):
@@ -237,21 +241,21 @@ def test_momentum_from_scratch_and_inserted() -> None:
         assert arms == {"momentum", "start"} | (set() if only else {"plain"})
         trained: Any = result.models["model"]
         weights = (trained.module.base.parameters(), model.module.parameters())
-        kept = all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-        assert kept == only
+        equal = all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+        assert equal == only
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "message"),
+    ("texts", "options", "message"),
     [
         (TEXTS, {"gates_only": True}, "give --model"),
         (TEXTS, {"d": 15, "heads": 2}, "heads must divide d"),
         (TEXTS[:1], {}, "one document"),
     ],
 )
-def test_what_momentum_cannot_be_trained_on_is_one_line(given: Any, options: Any, message: str) -> None:
+def test_what_momentum_cannot_be_trained_on_is_one_line(texts: Any, options: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        mechanisms.dual_form_momentum(given, **options)
+        mechanisms.dual_form_momentum(texts, **options)
 
 
 def test_gates_of_every_head_may_decay_otherwise() -> None:

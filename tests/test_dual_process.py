@@ -1,4 +1,4 @@
-"""dual-process: what forgetting does to weights and optimizer, the battery, probes, and bad input."""
+"""dual-process: the effect of active forgetting on weights and optimizer, the battery, probes, and bad input."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def train(
     config: ForgetConfig, model: Model | None = None, fit: Fit = FIT, hooks: Any = ()
 ) -> tuple[Model, Forgetting]:
     model = model or tiny("gpt2")
-    made, hook = resets.train(model, ROWS, config, fit, resets.counts(ROWS, model.embedded or 0), hooks)
-    return made.model, hook
+    result, hook = resets.train(model, ROWS, config, fit, resets.counts(ROWS, model.embedded or 0), hooks)
+    return result.model, hook
 
 
 def weights(model: Model) -> dict[str, torch.Tensor]:
@@ -55,7 +55,7 @@ def same(a: Model, b: Model) -> bool:
 
 
 class Spy(loop.Hook):
-    """Keeps the weights around every step, and Adam's moments of the embeddings; it comes after the forgetting."""
+    """Record the weights around every step, and Adam's moments of the embeddings; runs after the forgetting hook."""
 
     def __init__(self) -> None:
         self.starts: list[dict[str, torch.Tensor]] = []
@@ -64,8 +64,8 @@ class Spy(loop.Hook):
 
     def before(self, step: loop.Step) -> None:
         table = resets.tables(step.module)[0]
-        kept = {n: p.detach().clone() for n, p in step.module.named_parameters()}
-        self.starts.append(kept)
+        copies = {n: p.detach().clone() for n, p in step.module.named_parameters()}
+        self.starts.append(copies)
         state = step.optimizer.state.get(step.masters.of(table), {})
         self.moments.append({k: v.clone() for k, v in state.items()})
 
@@ -102,21 +102,21 @@ def test_a_reset_forgets_the_embeddings_and_nothing_else(kind: str) -> None:
     config = ForgetConfig(mode="temporary", every=5, until=6)
     model, hook = train(config, tiny(kind, tie_word_embeddings=True), hooks=[spy])
     assert (hook.count, hook.last) == (1, 5)
-    was, now = spy.ends[4], spy.starts[5]  # between the two nothing happens but the reset
+    before, after = spy.ends[4], spy.starts[5]  # the reset is the only change between the two
     table = next(n for n, p in model.module.named_parameters() if p is resets.tables(model.module)[0])
-    assert all(torch.equal(was[n], now[n]) for n in was if n != table)
-    old, new = was[table], now[table]
+    assert all(torch.equal(before[n], after[n]) for n in before if n != table)
+    old, new = before[table], after[table]
     cosine = float(torch.nn.functional.cosine_similarity(old.flatten(), new.flatten(), dim=0))
     assert abs(cosine) < 4 / old.numel() ** 0.5
     assert float(new.std()) == pytest.approx(0.02, rel=0.05) and abs(float(new.mean())) < 0.002
     assert spy.moments[4]["step"] == 4 and not spy.moments[5] and spy.moments[6]["step"] == 1
-    kept = Spy()
+    other_spy = Spy()
     train(
         ForgetConfig(mode="temporary", every=5, until=6, moments=False),
         tiny(kind, tie_word_embeddings=True),
-        hooks=[kept],
+        hooks=[other_spy],
     )
-    assert kept.moments[5]["step"] == 5 and kept.moments[5]["exp_avg"].any()
+    assert other_spy.moments[5]["step"] == 5 and other_spy.moments[5]["exp_avg"].any()
 
 
 def test_some_rows_are_forgotten_and_the_moments_of_those_alone() -> None:
@@ -126,11 +126,11 @@ def test_some_rows_are_forgotten_and_the_moments_of_those_alone() -> None:
     changed = (spy.ends[4][table] != spy.starts[5][table]).any(1).nonzero()[:, 0].tolist()
     zero = (spy.moments[5]["exp_avg"] == 0).all(1)
     assert {5, 6, 7, 8} < set(changed) and len(changed) <= 8 and zero[changed].all()
-    seen = sorted(set(range(9, 21)) - set(changed))
-    assert not zero[seen].all()
-    rare = Spy()
-    train(ForgetConfig(every=5, until=6, rows="rare", below=2), hooks=[rare])
-    changed = (rare.ends[4][table] != rare.starts[5][table]).any(1).nonzero()[:, 0].tolist()
+    unchanged = sorted(set(range(9, 21)) - set(changed))
+    assert not zero[unchanged].all()
+    by_frequency = Spy()
+    train(ForgetConfig(every=5, until=6, rows="rare", below=2), hooks=[by_frequency])
+    changed = (by_frequency.ends[4][table] != by_frequency.starts[5][table]).any(1).nonzero()[:, 0].tolist()
     assert not {5, 6, 7, 8} & set(changed) and {9, 20, 30} <= set(changed)
 
 
@@ -155,12 +155,12 @@ def test_probabilistic_forgetting_leaves_embeddings_to_the_bit(kind: str, tied: 
     both = [spy.starts[0][n] for n in names]
     changed = [(one != before[n]).any(1).nonzero()[:, 0].tolist() for n, one in zip(names, both, strict=True)]
     batch = {5, 6, 7, 8}
-    assert all(batch < set(own) and len(own) == 8 for own in changed)  # 4 that all have, 4 of the four rows
+    assert all(batch < set(own) and len(own) == 8 for own in changed)  # 4 shared by all, 4 of the four rows
     assert all(torch.equal(own[changed[0]], both[0][changed[0]]) for own in both)  # the same row in both tables
-    nothing, _ = train(ForgetConfig(mode="probabilistic", share=0.0), start)
+    never, _ = train(ForgetConfig(mode="probabilistic", share=0.0), start)
     still = resets.ready(start, ForgetConfig(mode="probabilistic"))
     frozen = language.train(still, {"text": language.single(ROWS)}, language.nll, FIT).model
-    assert same(nothing, frozen) and not same(nothing, model)
+    assert same(never, frozen) and not same(never, model)
 
 
 def test_borrowed_rows_come_back_when_a_step_fails() -> None:
@@ -203,8 +203,8 @@ def test_the_embeddings_rate_begins_anew() -> None:
     class Watch(loop.Hook):
         def after(self, step: loop.Step) -> None:
             table = resets.tables(step.module)[0]
-            of = {len(g["params"]) == 1 and g["params"][0] is table: g["lr"] for g in step.optimizer.param_groups}
-            rates.append((of.get(True, of[False]), of[False]))
+            by_group = {len(g["params"]) == 1 and g["params"][0] is table: g["lr"] for g in step.optimizer.param_groups}
+            rates.append((by_group.get(True, by_group[False]), by_group[False]))
 
     fit = FIT.replace(schedule="linear", lr=0.012)
     train(ForgetConfig(mode="active", every=4), fit=fit, hooks=[Watch()])
@@ -237,24 +237,24 @@ def test_the_truth_table_and_zipf() -> None:
     mass = PartsOfSpeech(words=200).frequencies
     assert float(mass[:20].sum()) == pytest.approx(0.6936, abs=5e-5)
     for demo in WORLD.sentences(5, 300):
-        first, second, third, asked = demo.prompt.split()
+        first, second, third, query = demo.prompt.split()
         adjective, noun = (second, third) if first == "is" else (third, first)
         assert (first == "is") != (second == "is") and adjective != noun
-        assert demo.completion == f"{adjective} {asked} {asked}" and asked in (adjective, noun)
+        assert demo.completion == f"{adjective} {query} {query}" and query in (adjective, noun)
 
 
 def test_ambiguous_words_occur_as_both_and_others_as_one() -> None:
     world = PartsOfSpeech(words=40, zipf=0.0, ambiguous=0.5)
-    places: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    roles: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     for demo in world.sentences(0, 4000):
         first, second, third, _ = demo.prompt.split()
         adjective, noun = (second, third) if first == "is" else (third, first)
-        places[adjective]["a"] += 1
-        places[noun]["n"] += 1
+        roles[adjective]["a"] += 1
+        roles[noun]["n"] += 1
     assert world.both.sum() == 10
     for rank, both in enumerate(world.both):
         for kind in "an":
-            share = places[f"{kind}{rank}"][kind] / sum(places[f"{kind}{rank}"].values())
+            share = roles[f"{kind}{rank}"][kind] / sum(roles[f"{kind}{rank}"].values())
             assert (0.35 < share < 0.65) if both else share == 1
 
 
@@ -271,55 +271,55 @@ def test_a_policy_by_heart_and_one_by_context_are_told_apart(monkeypatch: pytest
             for n, (row, at) in enumerate(
                 zip(batch.row.tolist(), (batch.at % batch.input_ids.shape[1]).tolist(), strict=True)
             ):
-                words = [names[i] for i in batch.input_ids[row].tolist()]
-                adjective = words[1] if words[0] == "is" else words[2]
-                pair = [w for w in words[:3] if w != "is"]
-                if by_heart and len(known := [w for w in pair if w.startswith("a")]) == 1:
-                    adjective = known[0]
-                logits[n, names.index(adjective if at == 3 else words[3])] = 1
+                tokens = [names[i] for i in batch.input_ids[row].tolist()]
+                adjective = tokens[1] if tokens[0] == "is" else tokens[2]
+                pair = [w for w in tokens[:3] if w != "is"]
+                if by_heart and len(ambiguous := [w for w in pair if w.startswith("a")]) == 1:
+                    adjective = ambiguous[0]
+                logits[n, names.index(adjective if at == 3 else tokens[3])] = 1
             return logits
 
         monkeypatch.setattr("didact.models.forward.label_states", states)
         monkeypatch.setattr("didact.models.forward.logits_of", lambda model, logits: logits)
 
-    seen = torch.tensor([0 if n.startswith("u") else 1 for n in names])
-    items = structural.of_demos(model, BATTERY, seen)
+    counts = torch.tensor([0 if n.startswith("u") else 1 for n in names])
+    items = structural.of_demos(model, BATTERY, counts)
     assert {i.task for i in items if i.fresh} == {"unseen"}
     say(by_heart=False)
-    found = structural.battery(model, items)
-    assert {k: v["accuracy"]["estimate"] for k, v in found.items()} == dict.fromkeys(found, 1.0)
-    assert found["conflict"]["in_weights"]["estimate"] == 0
+    result = structural.battery(model, items)
+    assert {k: v["accuracy"]["estimate"] for k, v in result.items()} == dict.fromkeys(result, 1.0)
+    assert result["conflict"]["in_weights"]["estimate"] == 0
     say(by_heart=True)
-    found = structural.battery(model, items)
-    assert found["tail"]["accuracy"]["estimate"] == found["plain"]["accuracy"]["estimate"] == 1
-    assert found["conflict"]["accuracy"]["estimate"] == 0 and found["conflict"]["in_weights"]["estimate"] == 1
+    result = structural.battery(model, items)
+    assert result["tail"]["accuracy"]["estimate"] == result["plain"]["accuracy"]["estimate"] == 1
+    assert result["conflict"]["accuracy"]["estimate"] == 0 and result["conflict"]["in_weights"]["estimate"] == 1
 
 
 def test_windows_ask_the_same_place_three_ways() -> None:
-    seen = torch.zeros(60, dtype=torch.long)
-    seen[:40] = torch.arange(40, 0, -1)
+    counts = torch.zeros(60, dtype=torch.long)
+    counts[:40] = torch.arange(40, 0, -1)
     windows = [[1, 2, 3, 4, 5, 3, 4, 9], [1, 2, 3], [7, 8, 1, 7, 8, 2]]
-    items = structural.of_windows(windows, seen, 10)
+    items = structural.of_windows(windows, counts, 10)
     assert [i.task for i in items] == ["repeated", "conflict", "unseen"] * 2
     plain, conflict, unseen = items[:3]
     assert plain.row == TokenizedExample((1, 2, 3, 4, 5, 3), (4,))
     (other,), (new,) = conflict.row.completion, unseen.row.completion
     assert conflict.row.prompt == (1, 2, 3, other, 5, 3) and conflict.alternate == (conflict.row.prompt, (4,))
-    assert unseen.row.prompt == (1, 2, 3, new, 5, 3) and unseen.fresh == (new,) and not seen[new] and seen[other]
+    assert unseen.row.prompt == (1, 2, 3, new, 5, 3) and unseen.fresh == (new,) and not counts[new] and counts[other]
     with pytest.raises(UserError, match="no pair of tokens occurs twice"):
-        structural.of_windows([[1, 2, 3]], seen, 10)
+        structural.of_windows([[1, 2, 3]], counts, 10)
 
 
 def test_loss_by_frequency_adds_up() -> None:
     model = tiny("gpt2")
-    seen = torch.zeros(model.embedded or 0, dtype=torch.long)
-    seen[8], seen[9], seen[10] = 60, 30, 10
-    found = structural.by_frequency(model, ROWS, seen)
-    parts = [found[name] for name in structural.BINS if name in found]
-    assert sum(p["n"] for p in parts) == found["all"]["n"] == 24
+    counts = torch.zeros(model.embedded or 0, dtype=torch.long)
+    counts[8], counts[9], counts[10] = 60, 30, 10
+    result = structural.by_frequency(model, ROWS, counts)
+    parts = [result[name] for name in structural.BINS if name in result]
+    assert sum(p["n"] for p in parts) == result["all"]["n"] == 24
     mean = sum(p["n"] * p["loss"]["estimate"] for p in parts) / 24
-    assert mean == pytest.approx(found["all"]["loss"]["estimate"], rel=1e-9)
-    assert found["head"]["n"] == 12
+    assert mean == pytest.approx(result["all"]["loss"]["estimate"], rel=1e-9)
+    assert result["head"]["n"] == 12
 
 
 # --- masked models ---------------------------------------------------------------------------
@@ -407,7 +407,7 @@ def test_probes_of_a_given_model(kind: Any) -> None:
     assert result.findings["words"] == 60 and result.findings["guessing"] == pytest.approx(1 / 3)
     assert len(result.figures) == 3 and json.dumps(result.findings)
     assert layers["model"][0]["seen"]["estimate"] == 1.0
-    if kind == "llama":  # at its embeddings nothing is known of the place, and all of the word
+    if kind == "llama":  # embeddings carry the word but not its position
         zero = layers["model"][0]
         assert zero["word"]["estimate"] > 0.9 and zero["place"]["estimate"] < 0.1
         assert zero["unseen"]["estimate"] < 0.6
@@ -415,11 +415,11 @@ def test_probes_of_a_given_model(kind: Any) -> None:
 
 def test_conditions_change_the_word_and_nothing_else() -> None:
     model = tiny("llama")
-    asked, names = word_probes.words(TAGGED, ("tokens", "upos"), ("NOUN", "VERB"), 10)
-    rows, kept = word_probes.rows(model, asked, word_probes.lexicon(TAGGED, ("tokens", "upos"), names))
-    assert len(kept) == len(asked) == 10 and collections.Counter(w.kind for w in asked) == {0: 5, 1: 5}
+    sampled, names = word_probes.words(TAGGED, ("tokens", "upos"), ("NOUN", "VERB"), 10)
+    rows, used = word_probes.rows(model, sampled, word_probes.lexicon(TAGGED, ("tokens", "upos"), names))
+    assert len(used) == len(sampled) == 10 and collections.Counter(w.kind for w in sampled) == {0: 5, 1: 5}
     text = model.tokenizer.decode
-    for n, word in enumerate(kept):
+    for n, word in enumerate(used):
         before = " ".join(word.words[: word.at])
         assert text(rows.rows["seen"][n]).strip() == f"{before} {word.words[word.at]}".strip()
         assert text(rows.rows["conflict"][n]).strip().split()[:-1] == before.split()

@@ -1,4 +1,4 @@
-"""Refusals in a blink: what needs no model to be seen is told before torch is imported, by every verb."""
+"""Fast refusals: every verb reports errors that need no model before torch is imported."""
 
 import json
 import subprocess
@@ -56,27 +56,27 @@ print(json.dumps(out))
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What each command says, all run in one process that never imports torch."""
-    place = tmp_path_factory.mktemp("early")
+def messages(tmp_path_factory):
+    """The message of each command, all run in one process that never imports torch."""
+    path = tmp_path_factory.mktemp("early")
     for name, rows in {
         "demos": [{"prompt": "p", "completion": "c"}], "asked": [{"question": "q", "answer": "a"}] * 2,
         "pairs": [{"prompt": "p", "chosen": "c", "rejected": "r"}],
     }.items():  # fmt: skip
-        (place / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (place / "model").mkdir()
+        (path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (path / "model").mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        (place / "model" / name).write_text("{}")
-    (place / "arm.yaml").write_text("method: npo:quick\n")
-    (place / "refused.json").write_text(json.dumps(list(REFUSED)))
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=place, capture_output=True, text=True, check=True)
-    assert not (place / "runs").exists()
-    return dict(zip(REFUSED, json.loads(done.stdout), strict=True))
+        (path / "model" / name).write_text("{}")
+    (path / "arm.yaml").write_text("method: npo:quick\n")
+    (path / "refused.json").write_text(json.dumps(list(REFUSED)))
+    process = subprocess.run([sys.executable, "-c", SCRIPT], cwd=path, capture_output=True, text=True, check=True)
+    assert not (path / "runs").exists()
+    return dict(zip(REFUSED, json.loads(process.stdout), strict=True))
 
 
 @pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_a_refusal_imports_no_torch(words, told):
-    code, err, torch = told[words]
+def test_a_refusal_imports_no_torch(words, messages):
+    code, err, torch = messages[words]
     assert (code, torch) == (2, False) and REFUSED[words] in err and len(err.strip().splitlines()) <= 2, err
 
 

@@ -1,4 +1,4 @@
-"""Records to token rows: labels are the completion and its end, nothing else; what does not fit is cut or named."""
+"""Records to token rows: only the completion and its end are labels; records that do not fit are cut or reported."""
 
 import copy
 import dataclasses
@@ -22,7 +22,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc",)), min_si
 
 @pytest.fixture(scope="module")
 def with_start(tokenizer):
-    """The same tokenizer, putting `<s>` before every text as Llama's does."""
+    """The same tokenizer with `<s>` before every text, like Llama's."""
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", other.bos_token_id)]
@@ -32,7 +32,7 @@ def with_start(tokenizer):
 
 @pytest.fixture(scope="module")
 def with_end(tokenizer):
-    """The same tokenizer, putting `</s>` behind every text as T5's does."""
+    """The same tokenizer with `</s>` after every text, like T5's."""
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A </s>", special_tokens=[("</s>", other.eos_token_id)]
@@ -52,7 +52,7 @@ def test_labels_are_exactly_the_completion_and_the_end_token(tokenizer, prompt, 
     if read:
         assert tokenizer.decode(row.prompt) == read
         assert tokenizer.decode(row.completion[:-1]) == answer
-    else:  # without a start token the first piece has nothing before it: it is read, not learnt
+    else:  # without a start token the first piece has no context: it is input, not a label
         assert len(row.prompt) == 1
         assert tokenizer.decode(row.prompt + row.completion[:-1]) == answer
     assert tokenizer.eos_token_id not in row.prompt
@@ -123,7 +123,7 @@ def test_a_completion_that_fills_the_context_leaves_no_room_for_a_prompt(tokeniz
     with pytest.raises(UserError, match="shorten it"):
         encode.row(tokenizer, "Where?", "Tarn Osso Velm", "causal", n)
     assert len(encode.row(tokenizer, "Where?", "Tarn Osso Velm", "causal", n + 1).prompt) == 1
-    assert encode.row(tokenizer, "Where?", " Tarn Osso Velm", "seq2seq", n).completion  # its prompt is elsewhere
+    assert encode.row(tokenizer, "Where?", " Tarn Osso Velm", "seq2seq", n).completion  # its prompt is in another row
 
 
 def test_an_empty_completion_is_an_error(tokenizer):
@@ -155,21 +155,21 @@ WORDS = st.text(st.sampled_from("Tarn Mira 25\n?:"), min_size=1, max_size=16)
 
 
 def harness(tokenizer, context, continuation):
-    """The rule of lm-evaluation-harness 0.4.13 for decoders, written anew."""
+    """The rule of lm-evaluation-harness 0.4.13 for decoders, reimplemented."""
     stripped = context.rstrip()
     context, continuation = stripped, context[len(stripped) :] + continuation
     whole, alone = (list(tokenizer(text)["input_ids"]) for text in (context + continuation, context))
     return alone, whole[len(alone) :]
 
 
-@pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # whose closing token the harness counts
+@pytest.mark.parametrize("kind", [k for k in TOKENIZERS if k != "wordpiece"])  # the harness counts its closing token
 @pytest.mark.parametrize("prompt", ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Mira", "Answer: "])
 def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     for completion in ("Tarn", "5", " Velm", "In Tarn."):
         text = prompt + encode.join(prompt, completion, "causal")
-        row = encode.row(made, prompt, completion, "causal", 256, end=False)
-        assert (list(row.prompt), list(row.completion)) == harness(made, prompt, text[len(prompt) :])
+        row = encode.row(tokenizer, prompt, completion, "causal", 256, end=False)
+        assert (list(row.prompt), list(row.completion)) == harness(tokenizer, prompt, text[len(prompt) :])
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -177,33 +177,33 @@ def test_tokens_are_those_that_the_evaluation_harness_scores(kind, prompt):
 @example(prompt="Answer:\n\n", completion="Tarn")
 @example(prompt="Tarn", completion="\nMira")
 def test_the_tokens_of_a_row_are_those_of_its_text(kind, prompt, completion):
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     text = prompt + encode.join(prompt, completion, "causal")
-    read = made(text, return_offsets_mapping=True)
-    ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it puts an end behind every text
+    read = tokenizer(text, return_offsets_mapping=True)
+    ids = read["input_ids"][: -1 if kind == "wordpiece" else None]  # it appends an end token to every text
     try:
-        row = encode.row(made, prompt, completion, "causal", 256, end=False)
+        row = encode.row(tokenizer, prompt, completion, "causal", 256, end=False)
     except UserError:  # white space alone may be no token at all
         assert not completion.strip()
         return
     assert [*row.prompt, *row.completion] == ids
     border = len(prompt.rstrip(encode.BLANKS))
-    places = read["offset_mapping"]
-    assert all(places[i][1] <= border for i in range(len(row.prompt)))
-    assert all(places[i][1] > border for i in range(len(row.prompt), len(ids)))
+    offsets = read["offset_mapping"]
+    assert all(offsets[i][1] <= border for i in range(len(row.prompt)))
+    assert all(offsets[i][1] > border for i in range(len(row.prompt), len(ids)))
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 @pytest.mark.parametrize("prompt", ["Where was Mira born?", "Answer: ", "Answer:\n", "Answer:\n\n", "", "Mira\n \n"])
 def test_what_is_generated_from_is_what_is_trained_on(kind, prompt):
-    made = tokenizer_of(kind)
-    row = encode.row(made, prompt, "born In Tarn", "causal", 256)
-    assert tuple(encode.prompt_ids(made, prompt, "causal")) == row.prompt
+    tokenizer = tokenizer_of(kind)
+    row = encode.row(tokenizer, prompt, "born In Tarn", "causal", 256)
+    assert tuple(encode.prompt_ids(tokenizer, prompt, "causal")) == row.prompt
 
 
 def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
     class Blind:
-        """A tokenizer without offsets, as those in Python are."""
+        """A tokenizer without offsets, like the slow (Python) ones."""
 
         def __init__(self, inner):
             self.inner = inner
@@ -217,33 +217,33 @@ def test_a_tokenizer_that_tells_no_characters_is_cut_where_the_tokens_part():
     for kind in ("bytes", "always", "prepend"):
         seeing = tokenizer_of(kind)
         for prompt in ("Where was Mira born?", "Answer: ", "Answer:\n", ""):
-            rows = [encode.row(made, prompt, "Tarn", "causal", 256) for made in (seeing, Blind(seeing))]
+            rows = [encode.row(tokenizer, prompt, "Tarn", "causal", 256) for tokenizer in (seeing, Blind(seeing))]
             assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("kind", ["always", "first", "prepend"])
 def test_no_stray_piece_stands_before_any_completion(kind):
-    made = tokenizer_of(kind)
-    word = made.convert_tokens_to_ids(["▁Ta", "rn"])
-    line = made.convert_tokens_to_ids(["Ta", "rn"])
-    spoken = chatty(made, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
+    tokenizer = tokenizer_of(kind)
+    word = tokenizer.convert_tokens_to_ids(["▁Ta", "rn"])
+    line = tokenizer.convert_tokens_to_ids(["Ta", "rn"])
+    spoken = chatty(tokenizer, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
     steps = [("bad:", "In Velm."), ("good:", "Tarn")]
-    chain, _ = encode.chain(made, "Mira?", steps, "causal", 256)
+    chain, _ = encode.chain(tokenizer, "Mira?", steps, "causal", 256)
     answers = {
-        "an answer": encode.row(made, "Where?", "Tarn", "causal", 256, end=False).completion,
-        "a choice": encode.parts(made, "Where? ", "Tarn", "causal", end=False)[1],
-        "a yes": encode.continued(made, "Where?", " Tarn", "causal")[1],
-        "a span": encode.located(made, " Tarn")[0],
+        "an answer": encode.row(tokenizer, "Where?", "Tarn", "causal", 256, end=False).completion,
+        "a choice": encode.parts(tokenizer, "Where? ", "Tarn", "causal", end=False)[1],
+        "a yes": encode.continued(tokenizer, "Where?", " Tarn", "causal")[1],
+        "a span": encode.located(tokenizer, " Tarn")[0],
         "a chain": chain.completion[-1 - len(word) : -1],
-        "a segment": [t for t, s in zip(*(x[0] for x in windows_of(made)), strict=True) if s == 2],
+        "a segment": [t for t, s in zip(*(x[0] for x in windows_of(tokenizer)), strict=True) if s == 2],
     }
     assert {name: list(ids) for name, ids in answers.items()} == {key: list(word) for key in answers}
-    begun = {
-        "an answer": encode.row(made, "Answer:\n", "Tarn", "causal", 256, end=False).completion,
+    first_tokens = {
+        "an answer": encode.row(tokenizer, "Answer:\n", "Tarn", "causal", 256, end=False).completion,
         "a reply": encode.row(spoken, talk("Mira"), "Tarn", "causal", 256, end=False).completion[:2],
-        "a span": encode.located(made, "Tarn")[0],
+        "a span": encode.located(tokenizer, "Tarn")[0],
     }
-    assert {name: list(ids) for name, ids in begun.items()} == {key: list(line) for key in begun}
+    assert {name: list(ids) for name, ids in first_tokens.items()} == {key: list(line) for key in first_tokens}
 
 
 def windows_of(tokenizer):
@@ -252,9 +252,9 @@ def windows_of(tokenizer):
 
 
 def test_a_text_that_begins_with_the_start_token_gets_no_second():
-    made = tokenizer_of("prepend")
-    row = encode.row(made, "<s>Where?", "Tarn", "causal", 256)
-    assert row.prompt.count(made.bos_token_id) == 1 and row.prompt[0] == made.bos_token_id
+    tokenizer = tokenizer_of("prepend")
+    row = encode.row(tokenizer, "<s>Where?", "Tarn", "causal", 256)
+    assert row.prompt.count(tokenizer.bos_token_id) == 1 and row.prompt[0] == tokenizer.bos_token_id
 
 
 @pytest.mark.soak
@@ -267,17 +267,17 @@ def test_scores_are_those_of_the_evaluation_harness(kind):
     from didact.infer import lm
     from didact.models.model import Model
 
-    made = tokenizer_of(kind)
+    tokenizer = tokenizer_of(kind)
     module = tiny("llama").module
-    module.resize_token_embeddings(len(made), mean_resizing=False)
+    module.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     prompts = ["Where was Mira born?", "Question: what is 2 + 3?\nAnswer:", "Answer: ", "In  ", "songs of"]
     pairs = [(p, c) for p in prompts for c in ("Tarn", "5", " Velm", "the maps")]
-    asked = [
+    requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=(p, encode.join(p, c, "causal")), idx=i)
         for i, (p, c) in enumerate(pairs)
     ]
-    theirs = HFLM(pretrained=module, tokenizer=made, batch_size=1).loglikelihood(asked, disable_tqdm=True)
-    ours = lm.of(Model(module, made, "causal")).score(pairs)
+    theirs = HFLM(pretrained=module, tokenizer=tokenizer, batch_size=1).loglikelihood(requests, disable_tqdm=True)
+    ours = lm.of(Model(module, tokenizer, "causal")).score(pairs)
     assert [o.logp for o in ours] == pytest.approx([logp for logp, _ in theirs], abs=1e-4)
 
 
@@ -314,14 +314,14 @@ def talk(*contents):
 
 
 @given(turns=turns, completion=texts.filter(str.strip))
-@example(turns=[{"role": "user", "content": "0"}], completion="<")  # stands in the end token too
+@example(turns=[{"role": "user", "content": "0"}], completion="<")  # occurs in the end token too
 def test_prompt_and_completion_of_a_conversation_are_the_templates_whole_text(tokenizer, turns, completion):
     chat, prompt = chatty(tokenizer), Messages(turns)
     row = encode.row(chat, prompt, completion, "causal", 4096)
     answered = [*turns, {"role": "assistant", "content": completion}]
     whole = chat.apply_chat_template(answered, tokenize=False)
-    asked = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert chat.decode(row.prompt) == asked
+    prompt_text = chat.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert chat.decode(row.prompt) == prompt_text
     assert chat.decode(row.prompt + row.completion) + "\n" == whole
     assert row.completion[-1] == chat.eos_token_id and chat.decode(row.completion[:-1]) == completion.strip()
 
@@ -360,10 +360,11 @@ def test_a_start_token_of_the_template_survives_the_cut_and_is_not_doubled(with_
 
 
 @pytest.mark.parametrize(
-    ("template", "says"), [(FORGETFUL, "writes the prompt differently once it is answered"), (PICKY, "no system role")]
+    ("template", "reason"),
+    [(FORGETFUL, "writes the prompt differently once it is answered"), (PICKY, "no system role")],
 )
-def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, says):
-    with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{says}"):
+def test_a_template_that_cannot_serve_is_one_line_with_the_records_number(tokenizer, template, reason):
+    with pytest.raises(UserError, match=f"demos: record 2: the tokenizer's chat template .*{reason}"):
         encode.rows(chatty(tokenizer, template), [("Why?", "a"), (talk("Where?"), "b")], "causal", 64, "demos")
 
 
@@ -398,17 +399,17 @@ def called(calls, content=None):
 def test_tools_and_their_calls_are_rendered_or_refused_by_line(tokenizer, fresh, tmp_path, row, lost):
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
-    assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # written and read again
-    shown, hidden = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
-    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
-    said = shown.decode(made.prompt + made.completion)
+    assert read.from_row(as_row(records[0]), Demo).completion == records[0].completion  # after saving and reloading
+    with_tools, without_tools = chatty(tokenizer, TOOLED), chatty(tokenizer, DEAF)
+    encoded = encode.row(with_tools, records[0].prompt, records[0].completion, "causal", 4096)
+    text = with_tools.decode(encoded.prompt + encoded.completion)
     turns = [t | {"content": t["content"] or ""} for t in row["messages"]]
-    assert said + "\n" == shown.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
+    assert text + "\n" == with_tools.apply_chat_template(turns, tools=row.get("tools"), tokenize=False)
     for learnt in (True, False):
         with pytest.raises(UserError, match=rf"talk\.jsonl:1: .*the tokenizer's chat template does not show {lost};"):
-            usable(records, records, speaker(fresh, hidden), False, learnt)
+            usable(records, records, speaker(fresh, without_tools), False, learnt)
     with pytest.raises(UserError, match=f"record 1: .* does not show {lost}"):
-        encode.rows(hidden, [(records[0].prompt, records[0].completion)], "causal", 4096)
+        encode.rows(without_tools, [(records[0].prompt, records[0].completion)], "causal", 4096)
     plain = templates.as_chat(records, "plain")[0]
     assert "weather" in plain.prompt + plain.completion
 
@@ -417,9 +418,11 @@ def test_sides_that_differ_in_their_calls_only_are_different_rows_or_an_error(to
     row = {"prompt": [ASKS], "chosen": [called(CALL, "")], "rejected": [called(OTHER, "")]}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     pairs = read.read(tmp_path / "pairs.jsonl", "preference")
-    shown = chatty(tokenizer, TOOLED)
-    sides = [encode.row(shown, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)]
-    assert usable(pairs, pairs, speaker(fresh, shown), False) and sides[0].completion != sides[1].completion
+    templated = chatty(tokenizer, TOOLED)
+    sides = [
+        encode.row(templated, pairs[0].prompt, side, "causal", 4096) for side in (pairs[0].chosen, pairs[0].rejected)
+    ]
+    assert usable(pairs, pairs, speaker(fresh, templated), False) and sides[0].completion != sides[1].completion
     alike = chatty(tokenizer, TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name"))
     with pytest.raises(UserError, match=r"pairs\.jsonl:1: .* renders both sides alike"):
         usable(pairs, pairs, speaker(fresh, alike), False)
@@ -430,8 +433,8 @@ def test_lines_whose_calls_a_template_leaves_out_can_be_skipped(tokenizer, fresh
     (tmp_path / "talk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for learnt in (True, False):
         records = read.read(tmp_path / "talk.jsonl")
-        kept = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
-        assert [r.completion for r in kept] == ["Rain."] and records.dropped == 1
+        usable_records = usable(records, records, speaker(fresh, chatty(tokenizer)), True, learnt)
+        assert [r.completion for r in usable_records] == ["Rain."] and records.dropped == 1
 
 
 AS_TEXT = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.name + m.tool_calls[0].function.arguments")
@@ -439,36 +442,36 @@ AS_IT_COMES = TOOLED.replace("m.tool_calls | tojson", "m.tool_calls[0].function.
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "expected"),
     [
         (TOOLED, '"arguments": {"city": "Tarn"}}'),
         (AS_TEXT, 'weather{"city": "Tarn"}'),
         (AS_IT_COMES, '{"city": "Tarn"}'),
     ],
 )
-def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, said):
-    """Services have them as text, which most templates would write as a text in JSON; some take nothing else."""
+def test_arguments_are_written_as_json_once_whether_a_file_has_them_as_text_or_not(tokenizer, template, expected):
+    """APIs send arguments as a JSON text, which most templates would quote again; some templates require it."""
     as_text = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Tarn"}'}}]
     old = {"role": "assistant", "content": None, "function_call": as_text[0]["function"]}
-    told = {"role": "function", "name": "weather", "content": "rain"}
-    shown, made = chatty(tokenizer, template), []
+    output = {"role": "function", "name": "weather", "content": "rain"}
+    templated, rows = chatty(tokenizer, template), []
     for turn in (called(CALL), called(as_text), old):
         records = [read.from_row({"messages": [ASKS, turn]}, Demo), read.from_row({"messages": [
-            ASKS, turn, told, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
-        made.append([encode.row(shown, r.prompt, r.completion, "causal", 4096) for r in records])
-    assert made[0] == made[1] == made[2]
-    assert shown.decode(made[0][0].completion).count(said) == 1
-    assert said in shown.decode(made[0][1].prompt) and "<|tool|>" in shown.decode(made[0][1].prompt)
+            ASKS, turn, output, {"role": "assistant", "content": "Rain."}]}, Demo)]  # fmt: skip
+        rows.append([encode.row(templated, r.prompt, r.completion, "causal", 4096) for r in records])
+    assert rows[0] == rows[1] == rows[2]
+    assert templated.decode(rows[0][0].completion).count(expected) == 1
+    assert expected in templated.decode(rows[0][1].prompt) and "<|tool|>" in templated.decode(rows[0][1].prompt)
 
 
 def test_tools_of_a_prompt_in_text_and_functions_of_the_first_form_are_tools():
     offered = Messages([ASKS], TOOLS).tools
-    for more in ({"tools": TOOLS}, {"tools": json.dumps(TOOLS)}, {"functions": [TOOLS[0]["function"]]}):
+    for extra in ({"tools": TOOLS}, {"tools": json.dumps(TOOLS)}, {"functions": [TOOLS[0]["function"]]}):
         for prompt in ("Weather?", [ASKS]):
-            record = read.from_row({"prompt": prompt, "completion": "Rain."} | more, Demo)
+            record = read.from_row({"prompt": prompt, "completion": "Rain."} | extra, Demo)
             assert record.prompt.tools == offered and record.prompt.turns == (ASKS,)
-    kept = read.from_row({"prompt": "Mend it", "completion": "so", "tools": "hammer"}, Demo)
-    assert type(kept.prompt) is str and kept.extra["tools"] == "hammer"
+    demo = read.from_row({"prompt": "Mend it", "completion": "so", "tools": "hammer"}, Demo)
+    assert type(demo.prompt) is str and demo.extra["tools"] == "hammer"
 
 
 THINKS = CHATML.replace(
@@ -484,9 +487,9 @@ def test_thought_is_rendered_or_refused_by_line(tokenizer, fresh, tmp_path):
     row = {"messages": [ASKS, answer]}
     (tmp_path / "talk.jsonl").write_text(json.dumps(row) + "\n")
     records = read.read(tmp_path / "talk.jsonl")
-    shown = chatty(tokenizer, THINKS)
-    made = encode.row(shown, records[0].prompt, records[0].completion, "causal", 4096)
-    assert shown.decode(made.completion) == "<think>Clouds.</think>Rain.</s>"
+    templated = chatty(tokenizer, THINKS)
+    encoded = encode.row(templated, records[0].prompt, records[0].completion, "causal", 4096)
+    assert templated.decode(encoded.completion) == "<think>Clouds.</think>Rain.</s>"
     assert encode.row(tokenizer, records[0].prompt, records[0].completion, "causal", 4096).completion == encode.row(
         tokenizer, str(records[0].prompt), "<think>\nClouds.\n</think>\n\nRain.", "causal", 4096
     ).completion  # fmt: skip
@@ -518,14 +521,14 @@ def test_what_a_template_marks_as_said_by_the_assistant_is_what_is_learnt(tokeni
         assert several.decode(encode.row(several, talk("Where?"), "Mira", "causal", 256).prompt).startswith("2020")
     turns = [*talk("Where?", "Tarn", "And who?", "Mira").turns]
     theirs = marked.apply_chat_template(turns, return_dict=True, return_assistant_tokens_mask=True)
-    learnt = [i for i, said in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if said]
+    learnt = [i for i, flag in zip(theirs["input_ids"], theirs["assistant_masks"], strict=True) if flag]
     assert tuple(learnt[-len(row.completion) :]) == row.completion
     assert list(row.prompt + row.completion) == theirs["input_ids"][: len(row.prompt + row.completion)]
 
 
 def test_every_assistant_turn_is_a_record_where_all_are_to_be_learnt(tokenizer, tmp_path):
-    told = [*talk("Where?", "Tarn", "And who?", "Mira", "Bye").turns]
-    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": told}) + "\n")
+    messages = [*talk("Where?", "Tarn", "And who?", "Mira", "Bye").turns]
+    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
     last, every = (read.read(tmp_path / "talk.jsonl", turns=turns) for turns in ("last", "all"))
     assert [r.completion for r in last] == ["Mira"] and [r.completion for r in every] == ["Tarn", "Mira"]
     chat = chatty(tokenizer)
@@ -542,8 +545,8 @@ def test_an_empty_answer_in_a_conversation_is_an_error(tokenizer):
 def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
     speaks = chatty(tokenizer)
     spoken, plain = [Demo(prompt=talk("q"), completion="a")], [Demo(prompt="q", completion="a")]
-    words = [Lexeme(synset="s", language="en", lemma="l")]
-    choices = [[chat.chat_choice(speaks, r, asked) for r in (spoken, plain, words)] for asked in ASKED]
+    lexemes = [Lexeme(synset="s", language="en", lemma="l")]
+    choices = [[chat.chat_choice(speaks, r, choice) for r in (spoken, plain, lexemes)] for choice in ASKED]
     assert choices == [["template", "plain", "plain"], ["template"] * 3, ["plain"] * 3]
     assert chat.chat_choice(tokenizer, spoken) == "plain"
     with pytest.raises(UserError, match="no chat template"):
@@ -553,13 +556,13 @@ def test_the_choice_follows_the_records_the_tokenizer_and_the_user(tokenizer):
 def test_records_are_made_what_was_asked_and_rows_follow(tokenizer):
     chat = chatty(tokenizer)
     mixed = [Demo(prompt=talk("q"), completion="a"), Demo(prompt="q", completion="a")]
-    words = Lexeme(synset="s", language="en", lemma="l")
-    assert templates.as_chat([*mixed, words], "auto") == [*mixed, words]
+    lexeme = Lexeme(synset="s", language="en", lemma="l")
+    assert templates.as_chat([*mixed, lexeme], "auto") == [*mixed, lexeme]
 
-    def prompts(asked):
-        made = templates.as_chat([*mixed, words], asked)
-        assert made[2] == words
-        return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in made[:2]]
+    def prompts(choice):
+        converted = templates.as_chat([*mixed, lexeme], choice)
+        assert converted[2] == lexeme
+        return [chat.decode(encode.row(chat, r.prompt, r.completion, "causal", 64).prompt) for r in converted[:2]]
 
     assert prompts("template") == ["<|user|>\nq</s>\n<|assistant|>\n"] * 2
     assert prompts("plain") == ["User: q\nAssistant:", "q"]
@@ -574,16 +577,16 @@ def test_sizes_are_those_of_uncut_rows(tokenizer):
 def test_a_prompt_is_cut_where_it_is_said_and_no_longer_than_is_said(fresh):
     model = fresh("llama", context=64)
     other = Model(model.module, copy.deepcopy(model.processor))
-    words = [f"w{i} " for i in range(60)]
-    whole = encode.parts(other.tokenizer, "".join(words), "x", "causal", True)[0]
+    pieces = [f"w{i} " for i in range(60)]
+    whole = encode.parts(other.tokenizer, "".join(pieces), "x", "causal", True)[0]
     for side in ("left", "right"):
         encode.limit(other.tokenizer, 20, side)
-        row = encode.row(other.tokenizer, "".join(words), "x", "causal", other.context)
+        row = encode.row(other.tokenizer, "".join(pieces), "x", "causal", other.context)
         assert row.size == other.context == 20
         bos = [whole[0]] if whole[0] == other.tokenizer.bos_token_id else []
         rest = len(row.prompt) - len(bos)
         tail = whole[len(bos) :]
         assert list(row.prompt) == bos + (tail[-rest:] if side == "left" else tail[:rest])
-        assert generate.generate(other, ["".join(words)], max_new_tokens=2)
+        assert generate.generate(other, ["".join(pieces)], max_new_tokens=2)
     encode.limit(other.tokenizer, None, "left")
     assert other.context == 64 == model.context

@@ -1,5 +1,5 @@
-"""Bandits have the regret they must have, algorithms pull what their formulas say, histories tell what was done, and a
-model that imitates an algorithm explores as it does."""
+"""Bandits have their known regret, algorithms follow their formulas, histories render the pulls, and a model that
+imitates an algorithm explores like it."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ FORMS = ("raw", "summary", "guided")
 
 
 def always(arms, world):
-    """A game in which these arms are pulled."""
+    """Play a game in which these arms are pulled."""
     actions = np.broadcast_to(arms, world.expected.shape[:2])
     rewards = np.take_along_axis(world.rewards, actions[:, :, None], 2)[:, :, 0]
     return Played(actions, rewards, np.ones_like(actions, dtype=bool))
@@ -41,10 +41,10 @@ def always(arms, world):
 
 
 def test_instances_follow_from_their_number_alone_and_parts_differ():
-    few, more = bandits.drawn(SHORT, 3, 5), bandits.drawn(SHORT, 8, 5)
-    assert np.array_equal(few.rewards, more.rewards[:3])
-    assert not np.array_equal(few.rewards, bandits.drawn(SHORT, 3, 5, 1).rewards)
-    assert set(np.unique(few.expected)) == {0.25, 0.75} and (few.expected == 0.75).sum() == 3 * 40
+    smaller, larger = bandits.drawn(SHORT, 3, 5), bandits.drawn(SHORT, 8, 5)
+    assert np.array_equal(smaller.rewards, larger.rewards[:3])
+    assert not np.array_equal(smaller.rewards, bandits.drawn(SHORT, 3, 5, 1).rewards)
+    assert set(np.unique(smaller.expected)) == {0.25, 0.75} and (smaller.expected == 0.75).sum() == 3 * 40
     assert abs(bandits.drawn(SHORT, 400, 0).rewards.mean() - (0.75 + 4 * 0.25) / 5) < 0.01
 
 
@@ -53,9 +53,9 @@ def test_regret_of_fixed_play(seed, arms, gap):
     world = bandits.drawn(BanditConfig(arms=arms, gap=gap, horizon=30), 4, seed)
     best = world.expected.argmax(-1)
     assert not regret.curve(world, always(best, world)).any()
-    wrong = always((best + 1) % arms, world)
-    assert np.allclose(regret.curve(world, wrong)[:, -1], 30 * gap)
-    assert regret.suffix_failures(world, wrong).all() and not regret.optimal(world, wrong).any()
+    suboptimal = always((best + 1) % arms, world)
+    assert np.allclose(regret.curve(world, suboptimal)[:, -1], 30 * gap)
+    assert regret.suffix_failures(world, suboptimal).all() and not regret.optimal(world, suboptimal).any()
     turns = always(np.arange(30 * arms)[:30] % arms, world)
     assert np.allclose(regret.least(world, turns), 1) == (30 % arms == 0)
 
@@ -64,9 +64,9 @@ def test_algorithms_have_the_regret_that_was_simulated_elsewhere():
     """Known ground truth (K = 5, gap .5, T = 200, alpha .5): UCB 14.9, greedy 25.9 with .235 failures, random 80."""
     world = bandits.drawn(BanditConfig(horizon=200), 600, 3)
     games = {name: acting.played_by(world, Oracle(name), 0) for name in ("ucb", "greedy", "random", "thompson")}
-    found = {name: regret.curve(world, game)[:, -1].mean() for name, game in games.items()}
-    assert found["ucb"] == pytest.approx(14.9, abs=0.7) and found["greedy"] == pytest.approx(25.9, abs=5)
-    assert found["random"] == pytest.approx(200 * 0.5 * 4 / 5, abs=0.7) and found["thompson"] < found["greedy"]
+    result = {name: regret.curve(world, game)[:, -1].mean() for name, game in games.items()}
+    assert result["ucb"] == pytest.approx(14.9, abs=0.7) and result["greedy"] == pytest.approx(25.9, abs=5)
+    assert result["random"] == pytest.approx(200 * 0.5 * 4 / 5, abs=0.7) and result["thompson"] < result["greedy"]
     assert regret.suffix_failures(world, games["greedy"]).mean() == pytest.approx(0.235, abs=0.05)
     assert regret.suffix_failures(world, games["ucb"]).mean() <= 0.005
     assert regret.optimal(world, games["ucb"]).mean() > 0.8
@@ -83,7 +83,7 @@ def test_every_arm_first_and_then_the_best_average():
     bonus, value = bandits.terms(h, "ucb", 0.5)
     assert np.allclose(bonus, math.sqrt(0.5 * math.log(3))) and value.tolist() == [[0, 1, 1]]
     rng = np.random.default_rng(0)
-    assert bandits.choose(h, "ucb", rng)[0] == bandits.choose(h, "greedy", rng)[0] == 1  # of equals the first
+    assert bandits.choose(h, "ucb", rng)[0] == bandits.choose(h, "greedy", rng)[0] == 1  # ties go to the first
     for _ in range(3):
         h.add(np.array([1]), np.array([0.5]))
     assert bandits.choose(h, "ucb", rng)[0] == 2 and not bandits.terms(h, "greedy")[0].any()
@@ -100,7 +100,7 @@ def test_linucb_with_one_hot_contexts_is_ridge_means():
             rewards = [r for a, u, r in pulled if (a, u) == (arm, user)]
             assert value[0, arm] == pytest.approx(sum(rewards) / (len(rewards) + 1))
             assert bonus[0, arm] == pytest.approx(0.7 / math.sqrt(len(rewards) + 1))
-    # All values below -1 are still told apart.
+    # Values below -1 are still distinguished.
     low = History(1, 2, features=1)
     for arm in (0, 1):
         for _ in range(50):
@@ -137,26 +137,26 @@ def test_linucb_learns_and_ratings_are_completed(tmp_path):
 def test_a_gymnasium_environment_pays_what_the_instance_does(law):
     env = gymnasium.make("didact/Bandit-v0", law=law, horizon=6)
     check_env(env.unwrapped, skip_render_check=True)
-    seen, told = env.reset(seed=7)
+    observation, info = env.reset(seed=7)
     world = bandits.drawn(BanditConfig(law=law, horizon=6), 1, 7)
     for step in range(6):
-        assert told["best"] == world.expected[0, step].argmax()
-        seen, reward, ended, cut, told = env.step(2)
+        assert info["best"] == world.expected[0, step].argmax()
+        observation, reward, ended, cut, info = env.step(2)
         assert reward == world.rewards[0, step, 2] and not ended and cut == (step == 5)
-        assert told["regret"] == pytest.approx(world.best[0, step] - world.expected[0, step, 2])
+        assert info["regret"] == pytest.approx(world.best[0, step] - world.expected[0, step, 2])
         if step < 5:
-            told = env.unwrapped._info()
-    assert seen.shape == env.observation_space.shape and bandit_env.BanditEnv(gap=0.2).config.gap == 0.2
+            info = env.unwrapped._info()
+    assert observation.shape == env.observation_space.shape and bandit_env.BanditEnv(gap=0.2).config.gap == 0.2
 
 
 # --- histories -------------------------------------------------------------------------------
 
 
 def seen_after(form, pulls, scenario="videos", arms=3):
-    seen = acting.Seen(View(form=form, scenario=scenario), Oracle(), histories.LETTERS[:arms], History(1, arms))
+    state = acting.Seen(View(form=form, scenario=scenario), Oracle(), histories.LETTERS[:arms], History(1, arms))
     for arm, reward in pulls:
-        seen.history.add(np.array([arm]), np.array([reward]))
-    return seen.prompts()[0]
+        state.history.add(np.array([arm]), np.array([reward]))
+    return state.prompts()[0]
 
 
 PULLS = [(0, 1.0), (1, 0.0), (2, 1.0), (0, 0.0), (2, 1.0)]
@@ -187,27 +187,27 @@ def test_a_summary_does_not_tell_the_order_and_a_raw_history_does(pulls):
 def test_the_terms_shown_are_the_oracle():
     """The largest sum of the two numbers in a guided prompt is the oracle's choice, up to rounding."""
     demos = acting.demonstrations(bandits.drawn(SHORT, 10, 0), View(form="guided"), Oracle(), 0)
-    right = 0
+    correct = 0
     for demo in demos:
         lines = [line for line in demo.prompt.splitlines() if "bonus" in line]
         sums = {line[0]: sum(float(x) for x in line.replace(", value", "").split()[-2:]) for line in lines}
-        right += max(sums, key=sums.get) == demo.completion if lines else demo.completion == "A"
-    assert right / len(demos) > 0.97
+        correct += max(sums, key=sums.get) == demo.completion if lines else demo.completion == "A"
+    assert correct / len(demos) > 0.97
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_demonstration_shows_what_was_known_before_its_step(form):
     world = bandits.drawn(SHORT, 2, 0)
     demos = acting.demonstrations(world, View(form=form), Oracle(), 0)
-    assert len(demos) == 2 * SHORT.horizon  # a label a step
+    assert len(demos) == 2 * SHORT.horizon  # a label per step
     game = acting.played_by(world, Oracle(), 0)
     assert [d.completion for d in demos] == [histories.LETTERS[a] for a in game.actions.ravel()]
     for demo in demos:
         step = demo.extra["step"]
-        counted = demo.prompt.count(", reward ") if form == "raw" else sum(
+        pulls = demo.prompt.count(", reward ") if form == "raw" else sum(
             int(line.split(", ")[1].split()[0]) for line in demo.prompt.splitlines() if " times, average" in line
         )  # fmt: skip
-        assert counted == step
+        assert pulls == step
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_what_counts_as_an_answer(text, arm):
 
 
 def summing(prompt, i=0):
-    """A model that adds the two terms of a guided prompt and answers the largest."""
+    """A model that adds the two terms of a guided prompt and answers the arm with the largest sum."""
     lines = [line for line in prompt.splitlines() if "bonus" in line]
     sums = [sum(float(x) for x in line.replace(", value", "").split()[-2:]) for line in lines]
     return lines[int(np.argmax(sums))][0] if lines else "A"
@@ -247,13 +247,13 @@ def test_a_model_that_adds_plays_as_the_oracle_and_its_transcript_teaches():
 def test_answers_that_name_no_arm_are_random_and_counted_not_the_best():
     world = regret.world_of(SHORT, 60, 0)
     game = acting.played(world, lambda prompts: ["no idea"] * len(prompts), View(), Oracle(), 0)
-    found = regret.measures(world, game, regret.rivals(world, Oracle(), 0), 0.5)
-    assert found["invalid"].value == 1
-    assert found["regret"].value == pytest.approx(40 * 0.5 * 4 / 5, abs=1.0)
+    scores = regret.measures(world, game, regret.rivals(world, Oracle(), 0), 0.5)
+    assert scores["invalid"].value == 1
+    assert scores["regret"].value == pytest.approx(40 * 0.5 * 4 / 5, abs=1.0)
 
 
 def test_a_budget_ends_all_games_at_the_same_pull():
-    """The third call of the fourth pull is not answered: three pulls are kept, and it is said."""
+    """The third request of the fourth pull fails: three pulls are kept, with a message."""
     model = Scripted(write=lambda prompt, i: "BC"[len(prompt) % 2])
     result = control.evolve_prompt(
         model, bandit=SHORT, trials=3, asking=Asking(tries=1, calls=4), view=View(form="raw"), seed=2
@@ -267,8 +267,8 @@ def test_demonstrations_in_the_prompt_are_every_second_step_after_two():
     model = Scripted(write=lambda prompt, i: "B")
     control.evolve_prompt(model, bandit=SHORT, trials=1, shots=5, plain=False)
     prompt = model.asked[-1]
-    told = histories.introduction(View(), histories.LETTERS[:5])
-    assert prompt.startswith(told) and prompt.count(told.strip()) == 1
+    introduction = histories.introduction(View(), histories.LETTERS[:5])
+    assert prompt.startswith(introduction) and prompt.count(introduction.strip()) == 1
     assert [f"you have chosen {n} times" in prompt for n in (2, 4, 6, 8, 10)] == [True] * 5
     assert "you have chosen 3 times" not in prompt
 
@@ -280,12 +280,12 @@ def test_recorded_games_are_read_strictly():
     alone = Trajectory(task="", steps=steps[:1], final_observation="")
     with pytest.raises(UserError, match="has a single arm"):
         acting.cloned([alone], View(), Oracle(), False, 0)
-    seen = Trajectory(task="Doors.", steps=[Step(observation="rain", action="left", reward=1.0)] * 2,
+    game = Trajectory(task="Doors.", steps=[Step(observation="rain", action="left", reward=1.0)] * 2,
                       final_observation="", extra={"arms": ["left", "right"]})  # fmt: skip
     with pytest.raises(UserError, match=r"need view\.form = raw"):
-        acting.cloned([seen], View(), Oracle(), False, 0)
-    told = acting.cloned([seen], View(form="raw"), Oracle(), False, 0)
-    assert told[1].prompt.startswith("Doors.\n\n") and "[rain] left video, reward 1\n[rain]" in told[1].prompt
+        acting.cloned([game], View(), Oracle(), False, 0)
+    demos = acting.cloned([game], View(form="raw"), Oracle(), False, 0)
+    assert demos[1].prompt.startswith("Doors.\n\n") and "[rain] left video, reward 1\n[rain]" in demos[1].prompt
 
 
 def test_views_and_oracles_that_do_not_go_with_the_bandits_are_refused():
@@ -319,11 +319,11 @@ def test_a_win_is_lower_and_significant():
     assert sum(regret.win_rates({"a": [base, base], "b": [base, base]}).values()) == 0
 
 
-# --- teaching --------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------
 
 
 def test_relabelled_states_are_the_students_and_labels_the_oracles():
-    """A student who always takes the last arm is told in its own states what the oracle would do."""
+    """A student that always takes the last arm gets the oracle's choices as labels in its own states."""
     world = bandits.drawn(SHORT, 2, 0)
     demos = acting.demonstrations(world, View(scenario="bare"), Oracle(), 0, lambda prompts: ["E"] * len(prompts))
     at = demos[10]
@@ -332,7 +332,7 @@ def test_relabelled_states_are_the_students_and_labels_the_oracles():
 
 @pytest.fixture(scope="module")
 def small():
-    """Two arms, 16 pulls, few words: a model of random weights, and the same after imitation."""
+    """Two arms, 16 pulls, short prompts: a model with random weights, and the same model after imitation."""
     options = {"bandit": BanditConfig(arms=2, horizon=16), "view": View(form="guided", scenario="bare"), "trials": 12}
     texts = [
         d.prompt for d in acting.demonstrations(bandits.drawn(options["bandit"], 8, 9), options["view"], Oracle(), 9)
@@ -364,16 +364,16 @@ def test_games_of_ones_own_are_imitated(small):
     game = Trajectory(task="Two doors.", steps=steps, final_observation="")
     own = control.evolve(start, [game], fit=Fit(steps=1, rows=8), **options)
     assert [d.completion for d in own.records] == [s.action for s in steps]
-    told = control.evolve(start, [game], labels="oracle", fit=Fit(steps=1, rows=8), **options)
-    # He began on the right: the left one is still to be tried after his first pull, and pays then.
-    assert [d.completion for d in told.records] == ["left"] * 8
-    assert told.records[0].prompt == own.records[0].prompt
+    by_oracle = control.evolve(start, [game], labels="oracle", fit=Fit(steps=1, rows=8), **options)
+    # It began on the right: after the first pull the left arm is still untried, and pays then.
+    assert [d.completion for d in by_oracle.records] == ["left"] * 8
+    assert by_oracle.records[0].prompt == own.records[0].prompt
     assert own.records[0].prompt.startswith("Two doors.\n\n")
 
 
 @pytest.mark.soak
 def test_ucb_pulls_what_the_authors_agent_pulls(monkeypatch):
-    """Side by side with banditbench, where it is installed: the same arms at the same rewards. Its greedy agent keeps
+    """Compared with banditbench, where it is installed: the same arms for the same rewards. Its greedy agent keeps
     UCB's bonus, so that it is UCB; ours is greedy."""
     monkeypatch.setitem(sys.modules, "litellm", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "litellm.cost_calculator", types.SimpleNamespace(completion_cost=None))

@@ -1,4 +1,4 @@
-"""Exact span decoding: equal to brute force on every architecture, and its method on models that learn to extract."""
+"""Exact span decoding: equal to brute force on every architecture, and the method on models that learn to extract."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ TEXT = "The old mill stood by the river. In May the old mill burned. Nobody saw 
 
 
 def asked(kind, pairs=PAIRS, **more):
-    """A random model of this type, its form and questions of at most 12 tokens."""
+    """A random model of this type, its prompt format and questions of at most 12 tokens."""
     model = tiny(kind, **more)
     form = qa_prompts.prompt_format(
         model, "T: {context} Q: {question} A:", bos="a" if kind == "t5" else "none", end="z"
@@ -37,7 +37,7 @@ def asked(kind, pairs=PAIRS, **more):
 
 
 def constant(model, favoured=(), value=0.0):
-    """The same next-token distribution everywhere: uniform, with `value` nats added to the favoured tokens' logits."""
+    """The same next-token distribution everywhere: uniform, with `value` added to the favoured tokens' logits."""
     with torch.no_grad():
         for p in model.module.parameters():
             p.zero_()
@@ -64,12 +64,12 @@ def test_every_span_scores_as_when_it_is_decoded_by_itself(kind, max_len):
         total = span_scores.totals(table.nll, table.end)
         assert (np.isfinite(total) == scored).all()
         np.testing.assert_allclose(total[scored], one_by_one[scored], atol=2e-5)
-        (found,) = span_scores.best(q, table, form)
+        (best,) = span_scores.best(q, table, form)
         blanks = [i for i, (a, b) in enumerate(q.offsets) if not q.context[a:b].strip()]
-        one_by_one[blanks, 0] = np.inf  # a span of white space is no answer
+        one_by_one[blanks, 0] = np.inf  # a span of white space is not an answer
         i, t = np.unravel_index(one_by_one.argmin(), one_by_one.shape)
-        assert found.tokens == q.passage[i : i + t + 1]
-        assert found.nll == pytest.approx(one_by_one.min(), abs=2e-5)
+        assert best.tokens == q.passage[i : i + t + 1]
+        assert best.nll == pytest.approx(one_by_one.min(), abs=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "mamba", "t5"])
@@ -108,11 +108,11 @@ def test_pruning_skips_starts_that_cannot_win():
 def test_top_spans_are_distinct_in_order_and_named_by_their_first_places():
     model, form, questions = asked("llama")
     for q, table in zip(questions, span_scores.score(model, questions, form), strict=True):
-        found = span_scores.best(q, table, form, top=6)
-        texts, scores = [s.text for s in found], [s.nll for s in found]
+        result = span_scores.best(q, table, form, top=6)
+        texts, scores = [s.text for s in result], [s.nll for s in result]
         assert len(set(texts)) == len(texts) and scores == sorted(scores)
         assert all(t and t in q.context for t in texts)
-        assert all(q.find(s.tokens) == s.start for s in found)
+        assert all(q.find(s.tokens) == s.start for s in result)
 
 
 def test_under_a_uniform_model_a_span_costs_log_v_a_token_and_the_first_token_wins():
@@ -123,17 +123,17 @@ def test_under_a_uniform_model_a_span_costs_log_v_a_token_and_the_first_token_wi
     log_v = math.log(model.config.vocab_size)
     for t in range(len(q.passage)):
         assert span_scores.totals(table.nll, table.end)[0, t] == pytest.approx((t + 2) * log_v, rel=1e-5)
-    (found,) = span_scores.best(q, table, form)
-    assert (found.text, len(found.tokens)) == ("a", 1)  # the blank before it is no answer
+    (best,) = span_scores.best(q, table, form)
+    assert (best.text, len(best.tokens)) == ("a", 1)  # the blank before it is not an answer
     normed = span_scores.normed(span_scores.totals(table.nll, table.end), table.bos, form)
-    np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # a pure tie
+    np.testing.assert_allclose(normed[np.isfinite(normed)], log_v, rtol=1e-5)  # an exact tie
 
 
 def test_t5_counts_its_constant_token_when_length_is_divided_by():
     model, form, (q, *_) = asked("t5")
     (table,) = span_scores.score(model, [q], form)
-    (found,) = span_scores.best(q, table, form, length_norm=True)
-    assert found.score == pytest.approx((table.bos + found.nll) / (len(found.tokens) + 2))
+    (best,) = span_scores.best(q, table, form, length_norm=True)
+    assert best.score == pytest.approx((table.bos + best.nll) / (len(best.tokens) + 2))
 
 
 @pytest.mark.parametrize("length", [1, 3, 5])
@@ -142,8 +142,8 @@ def test_an_end_that_comes_after_r_tokens_gives_a_span_of_r_tokens(length):
     uniform = np.where(np.add.outer(np.arange(n), np.arange(n)) < n, math.log(50), np.inf)
     end = np.where(np.arange(n) == length - 1, -math.log(1 - 1e-6), 1e3) * np.ones((n, 1))
     q = qa_prompts.EncodedQuestion((1,), tuple(range(n)), "abcdefgh", tuple((i, i + 1) for i in range(n)))
-    (found,) = span_scores.best(q, span_scores.SpanScores(uniform, end, 0.0, n), qa_prompts.PromptFormat("", (), 0))
-    assert found.text == "abcdefgh"[:length]
+    (best,) = span_scores.best(q, span_scores.SpanScores(uniform, end, 0.0, n), qa_prompts.PromptFormat("", (), 0))
+    assert best.text == "abcdefgh"[:length]
 
 
 def test_the_parts_of_a_score():
@@ -184,8 +184,8 @@ def test_greedy_along_the_passage_is_what_constrained_decoding_says(kind):
 def test_a_model_sure_of_one_span_is_greedy_exact_and_optimal(learned):
     model, form, _ = learned
     pairs = [("so kal sad sux . here gem tod .", "kal")]
-    found = span_decoders.answer(model, pairs, form, ("exact", "greedy", "constrained_greedy", "beam"))
-    assert {rows[0][0].tokens for rows in found.values()} == {found["exact"][0][0].tokens}
+    result = span_decoders.answer(model, pairs, form, ("exact", "greedy", "constrained_greedy", "beam"))
+    assert {rows[0][0].tokens for rows in result.values()} == {result["exact"][0][0].tokens}
 
 
 # --- words, windows, recurring spans ---------------------------------------------------------
@@ -196,7 +196,7 @@ def test_f1_and_exact_match_are_those_of_squad():
     assert qa.f1("party", ["Democratic Party"]) == pytest.approx(2 / 3)
     assert qa.f1("", ["x"]) == 0 == qa.exact_match("", ["the"])
     assert qa.f1("b", ["a", "b c", "b"]) == 1
-    assert qa.f1("x x y", ["x"]) == pytest.approx(0.5)  # bags, not sets
+    assert qa.f1("x x y", ["x"]) == pytest.approx(0.5)  # multisets, not sets
     assert qa.exact_match("An  Apple!", ["apple"]) == 1
     assert qa.extractive("old mill", TEXT) and not qa.extractive("Old mill", TEXT)
     assert qa.extractive("Old mill", TEXT, normalised=True) and not qa.extractive("", TEXT)
@@ -217,12 +217,12 @@ def test_windows_fit_and_leave_nothing_out(n, room, size, stride):
     text = " ".join(f"{i:03}" for i in range(n))
     pieces = spans.windows(text, lambda t: len(t) <= room, size, stride)
     assert all(len(p) <= room and p in text for p in pieces)
-    seen = 0
-    for piece in pieces:  # each begins no later than where the one before ended
+    count = 0
+    for piece in pieces:  # each begins no later than the end of the one before
         at = text.index(piece)
-        assert at <= seen + 1
-        seen = max(seen, at + len(piece))
-    assert seen == len(text)
+        assert at <= count + 1
+        count = max(count, at + len(piece))
+    assert count == len(text)
 
 
 def test_windows_are_512_words_every_120_and_shrink_by_a_tenth():
@@ -236,9 +236,9 @@ def test_windows_are_512_words_every_120_and_shrink_by_a_tenth():
 
 
 def test_recurring_spans_are_maximal_whole_and_more_than_stop_words():
-    found = spans.recurring(TEXT)
-    assert set(found) == {"old mill", "the river"}
-    assert "old" not in found  # only ever inside the longer one
+    result = spans.recurring(TEXT)
+    assert set(result) == {"old mill", "the river"}
+    assert "old" not in result  # occurs only inside the longer one
     assert spans.recurring("the of the of and the of") == {}
     assert spans.recurring("red fox. ran red fox ran") == {"red fox": [(0, 7), (13, 20)], "ran": [(9, 12), (21, 24)]}
     assert spans.recurring("no word of another: wordy notes") == {}
@@ -255,8 +255,8 @@ def test_another_occurrence_always_stays_in_the_text(text, seed, later):
     cut = spans.masked(text, [at], ["<m>"])
     assert cut.text.count("<m>") == 1 and cut.text.replace("<m>", cut.span) == text
     assert not spans.SENTENCE_END.search(cut.span)
-    left = spans.cut(text, at).text if later else cut.text
-    assert cut.span in left
+    remaining = spans.cut(text, at).text if later else cut.text
+    assert cut.span in remaining
 
 
 @given(words, st.integers(0, 5))
@@ -283,25 +283,25 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def blank(world):
+def untrained(world):
     tokenizer = build.train_tokenizer([" " + " ".join(facts.vocabulary())] * 3, 400)
     return build.build("llama", tokenizer, d=32, layers=2, heads=2, context=128, initializer_range=0.1)
 
 
 def scored(start, model, questions, max_len):
-    """What the protocol says of both models."""
+    """Return the protocol's metrics of both models."""
     options = {**FORM, "search": SearchConfig(max_len=max_len)}
     scoring = Scoring(records={"questions": questions}, start=start, options=options)
     return measures.metrics(*(protocols.named("extract").score(m, scoring) for m in (start, model)))
 
 
 @pytest.fixture(scope="module")
-def learned(blank):
-    """A model that has one passage and its answer by heart."""
+def learned(untrained):
+    """A model trained to memorise one passage and its answer."""
     one = [QA(context="so kal sad sux . here gem tod .", question="kal", answers=["sad sux"])]
     fit = Fit(lr=1e-2, steps=40, rows=1, schedule="constant")
-    model = exact_extract_tune(blank, one, **FORM, fit=fit).models["model"]
-    return model, qa_prompts.prompt_format(blank, **FORM), scored(blank, model, one, max_len=8)
+    model = exact_extract_tune(untrained, one, **FORM, fit=fit).models["model"]
+    return model, qa_prompts.prompt_format(untrained, **FORM), scored(untrained, model, one, max_len=8)
 
 
 def test_tuning_teaches_the_answer_and_says_so(learned):
@@ -310,41 +310,41 @@ def test_tuning_teaches_the_answer_and_says_so(learned):
     assert metrics["exact_nll"].after < 0.5 < metrics["exact_nll"].before
 
 
-def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(blank, world):
+def test_recurring_spans_make_a_model_extractive_on_passages_it_never_saw(untrained, world):
     fit = Fit(lr=5e-3, steps=150, rows=16, schedule="constant", warmup_steps=10)
-    result = exact_extract_rss(blank, world.passages, **FORM, fit=fit)
-    metrics = scored(blank, result.models["model"], world.test, max_len=5)
-    extractive, right = (metrics[name] for name in ("extractiveness", "exact_f1"))
+    result = exact_extract_rss(untrained, world.passages, **FORM, fit=fit)
+    metrics = scored(untrained, result.models["model"], world.test, max_len=5)
+    extractive, correct = (metrics[name] for name in ("extractiveness", "exact_f1"))
     assert extractive.ci[0] > extractive.before + 10  # over the 40 questions
-    assert right.ci[0] > right.before
+    assert correct.ci[0] > correct.before
     assert np.mean([row["nll"] for row in result.history[-10:]]) < 0.6 * result.history[0]["nll"]
 
 
-def test_random_spans_are_trained_on_the_same_passages(blank, world):
-    form = qa_prompts.prompt_format(blank, **FORM)
+def test_random_spans_are_trained_on_the_same_passages(untrained, world):
+    form = qa_prompts.prompt_format(untrained, **FORM)
     texts = [Text(text=TEXT), Text(text="nothing twice"), *world.passages[:20]]
-    rows = {s: span_rows.rss_rows(blank, texts, form, s) for s in ("recurring", "random")}
+    rows = {s: span_rows.rss_rows(untrained, texts, form, s) for s in ("recurring", "random")}
     assert rows["recurring"][1] == rows["random"][1] == 1
     assert len(rows["recurring"][0]) == len(rows["random"][0]) == 21
     for row in rows["recurring"][0]:
-        prompt, span = (blank.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
+        prompt, span = (untrained.tokenizer.decode(list(ids)) for ids in (row.prompt, row.completion[:-1]))
         assert span.strip() in prompt and row.completion[-1] == form.end
 
 
-def test_a_long_passage_is_cut_before_spans_are_looked_for(blank):
-    far = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
-    form = qa_prompts.prompt_format(blank, **FORM)
+def test_a_long_passage_is_cut_before_spans_are_looked_for(untrained):
+    distant = " ".join(["kal sad sux"] + [f"w{i}" for i in range(200)] + ["kal sad sux"])
+    form = qa_prompts.prompt_format(untrained, **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        span_rows.rss_rows(blank, [Text(text=far)], form, limit=60)
+        span_rows.rss_rows(untrained, [Text(text=distant)], form, limit=60)
 
 
 def test_the_method_writes_predictions_and_both_diagnostics(learned, world):
     model = learned[0]
     result = exact_extract(model, world.test[:6], search=SearchConfig(max_len=5, top=3), **FORM)
     for record, question in zip(result.records, world.test, strict=False):
-        told = record.extra
-        assert told["prediction"] in question.context and len(told["spans"]) == 3
-        assert told["nll"] <= told["constrained_greedy"]["nll"] + 1e-4
+        extra = record.extra
+        assert extra["prediction"] in question.context and len(extra["spans"]) == 3
+        assert extra["nll"] <= extra["constrained_greedy"]["nll"] + 1e-4
         assert not question.extra
     for name in ("exact_f1", "greedy_f1", "constrained_greedy_f1", "extractiveness", "optimality", "gain"):
         metric = result.metrics[name]
@@ -362,25 +362,25 @@ def test_a_long_passage_is_read_in_windows_and_the_likeliest_answer_wins(learned
     search = SearchConfig(max_len=5, limit=40)
     windows = qa_prompts.encode_windows(model, form, long, "kal", 40)
     assert len(windows) > 1 and all(len(w.prompt) <= 40 for w in windows)
-    (found,) = span_decoders.answer(model, [(long, "kal")], form, ("exact",), search)["exact"]
+    (best,) = span_decoders.answer(model, [(long, "kal")], form, ("exact",), search)["exact"]
     each = [
         span_scores.best(w, t, form)[0]
         for w, t in zip(windows, span_scores.score(model, windows, form, 5), strict=True)
     ]
-    assert found[0].nll == pytest.approx(min(e.nll for e in each), abs=1e-4)
+    assert best[0].nll == pytest.approx(min(e.nll for e in each), abs=1e-4)
 
 
-def test_tokens_that_are_missing_are_named_with_the_mend(blank):
+def test_tokens_that_are_missing_are_named_with_the_mend(untrained):
     with pytest.raises(UserError, match="--bos none --end eos"):
         qa_prompts.prompt_format(tiny("t5"))
     with pytest.raises(UserError, match=r"\{question\} is missing"):
-        qa_prompts.prompt_format(blank, "{context}")
+        qa_prompts.prompt_format(untrained, "{context}")
     with pytest.raises(UserError, match="no answer to learn"):
-        exact_extract_tune(blank, [QA(context="a", question="b", answers=[])], **FORM)
+        exact_extract_tune(untrained, [QA(context="a", question="b", answers=[])], **FORM)
     with pytest.raises(UserError, match="no span recurs"):
-        exact_extract_rss(blank, [Text(text="one two three")], **FORM)
+        exact_extract_rss(untrained, [Text(text="one two three")], **FORM)
     with pytest.raises(UserError, match="passage is empty"):
-        exact_extract(blank, [QA(context=" ", question="b", answers=["a"])], **FORM)
+        exact_extract(untrained, [QA(context=" ", question="b", answers=["a"])], **FORM)
 
 
 def test_a_line_that_ends_answers_also_ends_them_as_a_blank_line():

@@ -1,4 +1,4 @@
-"""Prompts, draws, scoring rules and intervals of few-shot evaluation, against known answers."""
+"""Prompts, draws of demonstrations, scoring rules and intervals of few-shot evaluation, against known answers."""
 
 import dataclasses
 import math
@@ -22,7 +22,7 @@ ITEMS = [Demo(prompt=f"item {i}", completion="yes" if i % 2 else "no", choices=[
 
 
 def server_that(*can, logp=lambda prompt, completion: -1.0):
-    """It scores by `logp` and says yes to everything, as far as it can."""
+    """A model that scores by `logp` and answers "yes" to everything, as far as the limit allows."""
     return Scripted("generate" in can and (lambda prompt, i: " yes "), "score" in can and logp)
 
 
@@ -55,8 +55,8 @@ def test_a_trailing_space_in_the_prompt_changes_no_score(tokenizer, arch):
 def test_cloze_and_partial_framings_read_as_in_the_paper():
     friend = Demo(prompt="Alice went to visit her friend", completion="Bob")
     assert demonstrations.written(friend, "cloze") == "Alice went to visit her friend ____. -> Bob"
-    told = "The cup fell off the desk as _ was tilted."
-    item = Demo(prompt=told, completion="the desk", choices=["the cup", "the desk"])
+    sentence = "The cup fell off the desk as _ was tilted."
+    item = Demo(prompt=sentence, completion="the desk", choices=["the cup", "the desk"])
     assert demonstrations.pairs(item, "partial") == [
         ("The cup fell off the desk as the cup", " was tilted."),
         ("The cup fell off the desk as the desk", " was tilted."),
@@ -79,12 +79,12 @@ def test_what_guessing_gives_and_which_label_was_taken_for_which_stand_beside_th
     labels = ["yes", "no"]
     items = [Demo(prompt=f"is {i} odd?", completion=labels[i % 2], choices=labels) for i in range(6)]
     biased = server_that("score", logp=lambda prompt, completion: -1.0 if completion.strip() == "yes" else -2.0)
-    found = prompting.gpt3(biased, items, shots=(0,), rule="sum")
-    assert found.findings["chance"] == 0.5 == found.metrics["accuracy"].after
-    (confusion,) = (v for k, v in found.findings.items() if k.startswith("confusion"))
+    result = prompting.gpt3(biased, items, shots=(0,), rule="sum")
+    assert result.findings["chance"] == 0.5 == result.metrics["accuracy"].after
+    (confusion,) = (v for k, v in result.findings.items() if k.startswith("confusion"))
     assert confusion == {"yes": {"yes": 3, "no": 0}, "no": {"yes": 3, "no": 0}}
-    assert any("not shown to be above guessing (0.500)" in text for text in found.warnings)
-    assert found.samples[1] == {"part": "test", "prompt": "is 1 odd?", "wanted": "no", "after": "yes"}
+    assert any("not shown to be above guessing (0.500)" in text for text in result.warnings)
+    assert result.samples[1] == {"part": "test", "prompt": "is 1 odd?", "wanted": "no", "after": "yes"}
     own = [dataclasses.replace(item, choices=["yes", "no", f"perhaps {i}"]) for i, item in enumerate(items)]
     other = prompting.gpt3(biased, own, shots=(0,), rule="sum")
     assert other.findings["chance"] == pytest.approx(1 / 3) and not any(
@@ -95,22 +95,22 @@ def test_what_guessing_gives_and_which_label_was_taken_for_which_stand_beside_th
 # --- draws -----------------------------------------------------------------------------------
 
 
-@given(most=st.integers(0, 40), seed=st.integers(0, 99), index=st.integers(0, 29), fresh=st.booleans())
-def test_draws_are_pure_nested_without_repeats_and_without_the_item(most, seed, index, fresh):
-    sampler = demonstrations.Sampler(ITEMS, most, seed, fresh)
-    drawn = sampler(ITEMS[index], index)
-    assert drawn == sampler(ITEMS[index], index)
-    assert index not in drawn and len(drawn) == len(set(drawn)) == min(most, len(ITEMS) - 1)
-    fewer = demonstrations.Sampler(ITEMS, most, seed, fresh)(ITEMS[index], index)[: most // 2]
-    assert drawn[: most // 2] == fewer
+@given(shots_max=st.integers(0, 40), seed=st.integers(0, 99), index=st.integers(0, 29), fresh=st.booleans())
+def test_draws_are_pure_nested_without_repeats_and_without_the_item(shots_max, seed, index, fresh):
+    sampler = demonstrations.Sampler(ITEMS, shots_max, seed, fresh)
+    shots = sampler(ITEMS[index], index)
+    assert shots == sampler(ITEMS[index], index)
+    assert index not in shots and len(shots) == len(set(shots)) == min(shots_max, len(ITEMS) - 1)
+    fewer = demonstrations.Sampler(ITEMS, shots_max, seed, fresh)(ITEMS[index], index)[: shots_max // 2]
+    assert shots[: shots_max // 2] == fewer
 
 
 def test_every_item_has_its_own_draw_unless_one_is_shared():
     others = [Demo(prompt=f"other {i}", completion="yes") for i in range(5)]
     for fresh in (True, False):
         sampler = demonstrations.Sampler(ITEMS, 5, 0, fresh)
-        draws = {tuple(sampler(item, i)) for i, item in enumerate(others)}
-        assert len(draws) == (5 if fresh else 1)
+        drawn_sets = {tuple(sampler(item, i)) for i, item in enumerate(others)}
+        assert len(drawn_sets) == (5 if fresh else 1)
         assert sampler(others[0], 0, draw=1) != sampler(others[0], 0, draw=0)
 
 
@@ -131,19 +131,19 @@ def test_demonstrations_come_from_train_else_dev_else_the_other_items():
     train, dev = (
         [Demo(prompt=f"{n} {i}", completion="yes", choices=["yes", "no"]) for i in range(5)] for n in ("t", "d")
     )
-    for given_, shown in (({"train": train, "dev": dev}, "t "), ({"dev": dev}, "d "), ({}, "item ")):
+    for sets, prefix in (({"train": train, "dev": dev}, "t "), ({"dev": dev}, "d "), ({}, "item ")):
         server = server_that("score")
-        prompting.gpt3(server, ITEMS[:4], **given_, shots=(3,), separator="\n")
+        prompting.gpt3(server, ITEMS[:4], **sets, shots=(3,), separator="\n")
         last = [p for p, _ in server.asked if p.endswith("item 3")]
-        assert last and all(p.count("\n") == 3 and p.startswith(shown) for p in last)
+        assert last and all(p.count("\n") == 3 and p.startswith(prefix) for p in last)
         assert all(p.split("\n").count("item 3 yes") == 0 for p in last)
 
 
 def test_a_description_stands_once_before_everything():
     server = server_that("score")
     prompting.gpt3(server, ITEMS[:3], shots=(0, 2), description="Say yes or no.", separator="\n")
-    asked = {p for p, _ in server.asked if p.endswith("item 2")}
-    assert "Say yes or no.\nitem 2" in asked and all(p.count("Say yes") == 1 for p in asked)
+    prompts = {p for p, _ in server.asked if p.endswith("item 2")}
+    assert "Say yes or no.\nitem 2" in prompts and all(p.count("Say yes") == 1 for p in prompts)
 
 
 def test_a_line_break_may_be_written_out_as_in_a_shell():
@@ -159,11 +159,11 @@ def test_demonstrations_that_do_not_fit_are_left_out_and_reported(tokenizer):
     lm = language_models.of(model)
     prompter = fewshot_prompts.Prompter(lm, ITEMS, fewshot_prompts.Setup(shots=(0, 4, 20), separator="\n"))
     for k in (0, 4, 20):
-        before, used, cut, _ = prompter.prompts(ITEMS, k)
-        assert cut == 0 and all(u == text.count("item") for u, text in zip(used, before, strict=True))
+        before, shots, cut, _ = prompter.prompts(ITEMS, k)
+        assert cut == 0 and all(u == text.count("item") for u, text in zip(shots, before, strict=True))
         texts = [f"{b}\n{d.prompt} {c}" for b, d in zip(before, ITEMS, strict=True) for c in d.choices]
         assert max(lm.tokens(texts)) <= 48 - fewshot_prompts.START_END
-        assert (max(used) == k) == (k < 20)
+        assert (max(shots) == k) == (k < 20)
     result = prompting.gpt3(model, ITEMS, shots=(0, 4, 20), separator="\n")
     assert [w.startswith("K = 20: 100% of the prompts") for w in result.warnings].count(True) == 1
 
@@ -224,8 +224,8 @@ def right_with(k):
 
     def logp(prompt, completion):
         number = prompt.rsplit(" ", 1)[-1]
-        right = number.isdigit() and completion == ("yes" if int(number) % 2 else "no")
-        return 0.0 if right and prompt.count("\n") == k else -1.0 if completion == "yes" else -1.1
+        correct = number.isdigit() and completion == ("yes" if int(number) % 2 else "no")
+        return 0.0 if correct and prompt.count("\n") == k else -1.0 if completion == "yes" else -1.1
 
     return logp
 
@@ -240,12 +240,12 @@ def test_k_is_chosen_on_dev_and_the_default_is_the_most():
 
 
 def test_rule_auto_is_chosen_on_dev():
-    # "yes" is likelier whatever is asked; less its own likelihood the right one is.
+    # "yes" is likelier for any question; minus its own likelihood the right one is.
     def logp(prompt, completion):
         if prompt == "Answer:":
             return -1.0 if completion == "yes" else -4.0
-        right = ("yes" if int(prompt.rsplit(" ", 1)[-1]) % 2 else "no") == completion
-        return (-1.0 if completion == "yes" else -4.0) + 0.5 * right
+        correct = ("yes" if int(prompt.rsplit(" ", 1)[-1]) % 2 else "no") == completion
+        return (-1.0 if completion == "yes" else -4.0) + 0.5 * correct
 
     server = server_that("score", logp=logp)
     result = prompting.gpt3(server, ITEMS[:10], dev=ITEMS[10:], shots=(0,), rule="auto")
@@ -258,18 +258,18 @@ def test_rule_auto_is_chosen_on_dev():
 
 
 def test_where_only_items_or_only_draws_differ_the_interval_is_the_t_interval_over_them():
-    items, draws = np.random.default_rng(0).random((12, 1)), np.random.default_rng(1).random((1, 4))
+    items, by_draw = np.random.default_rng(0).random((12, 1)), np.random.default_rng(1).random((1, 4))
     for table in (items, np.repeat(items, 5, 1)):
         assert statistics.two_way(table) == pytest.approx(statistics.mean_interval(items[:, 0]))
-    assert statistics.two_way(np.repeat(draws, 9, 0)) == pytest.approx(statistics.mean_interval(draws[0]))
+    assert statistics.two_way(np.repeat(by_draw, 9, 0)) == pytest.approx(statistics.mean_interval(by_draw[0]))
 
 
 def test_the_variance_estimate_is_that_of_the_two_way_table_by_hand():
     x = np.array([[0.0, 2.0], [4.0, 10.0]])  # item means 1 and 7, draw means 2 and 6, MS 36, 16 and 4
-    of = statistics.two_way(x)
+    estimate = statistics.two_way(x)
     variance, freedom = (36 + 16 - 4) / 4, 48**2 / (36**2 + 16**2 + 4**2)
-    assert of.estimate == 4.0
-    assert of.high - 4.0 == pytest.approx(stats.t.ppf(0.975, max(freedom, 1)) * math.sqrt(variance))
+    assert estimate.estimate == 4.0
+    assert estimate.high - 4.0 == pytest.approx(stats.t.ppf(0.975, max(freedom, 1)) * math.sqrt(variance))
 
 
 @pytest.mark.parametrize(("items", "draws"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
@@ -278,14 +278,14 @@ def test_the_interval_covers_the_mean_whatever_varies(items, draws):
     covered = 0
     for _ in range(400):
         x = items * rng.standard_normal((25, 1)) + draws * rng.standard_normal((1, 5)) + rng.standard_normal((25, 5))
-        of = statistics.two_way(x)
-        covered += of.low <= 0 <= of.high
+        estimate = statistics.two_way(x)
+        covered += estimate.low <= 0 <= estimate.high
     assert covered >= 0.92 * 400
 
 
 def test_shares_that_are_all_right_have_the_exact_binomial_interval():
-    of = statistics.two_way(np.ones((20, 3)), share=True)
-    assert of == pytest.approx((1.0, 0.025 ** (1 / 20), 1.0))
+    estimate = statistics.two_way(np.ones((20, 3)), share=True)
+    assert estimate == pytest.approx((1.0, 0.025 ** (1 / 20), 1.0))
     assert statistics.two_way(np.zeros((20, 1)), share=True).high == pytest.approx(1 - 0.025 ** (1 / 20))
 
 
@@ -312,16 +312,16 @@ def test_a_local_model_answers_by_beam_search(tokenizer):
     model = build.build("llama", tokenizer, d=16, layers=1, heads=2, context=64, seed=4)
     free = [Demo(prompt=d.prompt, completion="x") for d in ITEMS[:5]]
     result = prompting.gpt3(model, free, shots=(0,), max_new_tokens=5, stop="")
-    wanted = generate.generate(model, [d.prompt for d in free], 5, beams=4, length_penalty=0.6)
-    assert [r.extra["said"] for r in result.records] == wanted
+    expected = generate.generate(model, [d.prompt for d in free], 5, beams=4, length_penalty=0.6)
+    assert [r.extra["said"] for r in result.records] == expected
 
 
 def test_wrong_input_is_told_in_one_line():
     mixed = [*ITEMS[:2], Demo(prompt="x", completion="y")]
-    wrong = [*ITEMS[:2], Demo(prompt="x", completion="y", choices=["a", "b"])]
+    inconsistent = [*ITEMS[:2], Demo(prompt="x", completion="y", choices=["a", "b"])]
     for items, shots, text in (
         (mixed, (0,), "record 3 has no choices"),
-        (wrong, (0,), "record 3: the completion 'y'"),
+        (inconsistent, (0,), "record 3: the completion 'y'"),
         *((ITEMS, shots, "shots") for shots in ((), (1, 1))),
     ):
         with pytest.raises(UserError, match=text):
@@ -329,16 +329,18 @@ def test_wrong_input_is_told_in_one_line():
 
 
 def test_with_a_corpus_clean_and_dirty_items_are_told_apart():
-    asked = [f"{' '.join(f'w{i}x{j}' for j in range(12))} is" for i in range(10)]
-    items = [Demo(prompt=p, completion="yes", choices=["yes", "no"]) for p in asked]
+    questions = [f"{' '.join(f'w{i}x{j}' for j in range(12))} is" for i in range(10)]
+    items = [Demo(prompt=p, completion="yes", choices=["yes", "no"]) for p in questions]
     corpus = [Text(text=f"so. {items[i].prompt.upper()} yes!") for i in range(3)] + [Text(text="nothing")]
-    known = {items[i].prompt for i in range(3)}
-    server = server_that("score", logp=lambda p, c: 0.0 if (p in known) == (c == "yes") else -1.0)
+    contaminated = {items[i].prompt for i in range(3)}
+    server = server_that("score", logp=lambda p, c: 0.0 if (p in contaminated) == (c == "yes") else -1.0)
     result = prompting.gpt3(server, items, corpus=corpus, shots=(0,))
-    of = result.findings["contamination"]
-    assert (of["n"], of["dirty"], of["share"]) == (13, 3, 0.3)
+    findings = result.findings["contamination"]
+    assert (findings["n"], findings["dirty"], findings["share"]) == (13, 3, 0.3)
     assert result.metrics["accuracy_dirty"].after == 1.0 and result.metrics["accuracy_clean"].after == 0.0
-    assert of["relative_change"] == -1.0 and [r.extra["clean"] for r in result.records] == [False] * 3 + [True] * 7
+    assert (
+        findings["relative_change"] == -1.0 and [r.extra["clean"] for r in result.records] == [False] * 3 + [True] * 7
+    )
     assert any("the model is better on them" in w for w in result.warnings)
 
 
@@ -363,15 +365,15 @@ def test_a_curve_has_its_band(tokenizer):
 
 def test_a_choice_in_two_normal_forms_is_one_choice():
     composed, apart = "Caf\u00e9", "Cafe\u0301"
-    asked = Demo(prompt="Say:", completion=apart, choices=["Tarn", composed, apart])
-    assert demonstrations.options(asked) == ["Tarn", composed] and demonstrations.gold(asked) == 1
-    server = server_that("score", logp=lambda _, said: -1.0 if said.strip().startswith("Caf") else -9.0)
-    made = prompting.gpt3(server, test=[asked] * 2, shots=[0])
-    assert made.metrics["accuracy"].after == 1  # two forms that tie would get half
-    assert len({said for _, said in server.asked}) == 2
+    question = Demo(prompt="Say:", completion=apart, choices=["Tarn", composed, apart])
+    assert demonstrations.options(question) == ["Tarn", composed] and demonstrations.gold(question) == 1
+    server = server_that("score", logp=lambda _, completion: -1.0 if completion.strip().startswith("Caf") else -9.0)
+    result = prompting.gpt3(server, test=[question] * 2, shots=[0])
+    assert result.metrics["accuracy"].after == 1  # a tie between two forms would get half
+    assert len({completion for _, completion in server.asked}) == 2
     assert fewshot_scores.matches(composed, [apart], "exact") == 1
-    told = [Demo(prompt=form, completion="x") for form in (composed, apart)]
-    assert len(set(splits.keys(told))) == 1 and demonstrations.key(told[0]) == demonstrations.key(told[1])
+    records = [Demo(prompt=form, completion="x") for form in (composed, apart)]
+    assert len(set(splits.keys(records))) == 1 and demonstrations.key(records[0]) == demonstrations.key(records[1])
     phrase = " ".join([composed] * 9)
     assert contamination.audit([phrase], [phrase.replace(composed, apart)], 8).dirty.all()
     assert duplicates.near_pairs([phrase, phrase.replace(composed, apart)], 0.9) == [(0, 1)]

@@ -1,4 +1,4 @@
-"""Final answers in longer ones, choices by likelihood, and intervals of shares that have a width."""
+"""Final answers in longer texts, choices by likelihood, and intervals of shares with non-zero width."""
 
 import pytest
 import scipy.stats
@@ -15,10 +15,10 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
 
 
 @pytest.mark.parametrize(
-    ("spec", "demo", "said", "right"),
+    ("spec", "demo", "reply", "right"),
     [
         ("number", SUM, "3 x 14 ... so the answer is 1042.", True),
-        ("number", SUM, "#### 1042\n\nQ: How many are 7?\n#### 7", True),  # a base model goes on
+        ("number", SUM, "#### 1042\n\nQ: How many are 7?\n#### 7", True),  # a base model continues
         ("number", SUM, "1042, or so I think. The answer is 7", False),
         ("number", SUM, "it is 1042.0", True),
         ("number", SUM, "I do not know", False),
@@ -28,15 +28,15 @@ WORD = Demo(prompt="Which?", completion="entity", choices=["entity", "location",
         ("choice", TOWN, "答案是北京。", True),
         ("choice", TOWN, "我想是上海吧, not 北京", False),
         ("choice", HINDI, "उत्तर राम है", True),
-        ("choice", HINDI, "रामा", False),  # a mark goes with its letter
+        ("choice", HINDI, "रामा", False),  # a combining mark stays with its letter
         (r"regex:#### ([\d,]+)", SUM, "#### 1042 and more", True),
         (r"regex:#### ([\d,]+)", SUM, "1042", False),
     ],
 )
-def test_a_final_answer_is_found_in_a_longer_one(spec, demo, said, right):
+def test_a_final_answer_is_found_in_a_longer_one(spec, demo, reply, right):
     scoring = Scoring(records={"demo": [demo]}, start=None, answer=spec, end=True)
-    found = answer.answers(lambda prompts: [said], scoring)["final_answer"]
-    assert found.value == float(right) and spec in found.help
+    score = answer.answers(lambda prompts: [reply], scoring)["final_answer"]
+    assert score.value == float(right) and spec in score.help
 
 
 @pytest.mark.parametrize(
@@ -55,22 +55,20 @@ def test_what_finds_no_answer_is_one_line(spec, message):
 def test_the_interval_of_a_share_is_wilsons(right, n):
     theirs = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
     assert statistics.share_interval(right, n) == pytest.approx((right / n, theirs.low, theirs.high))
-    found = measures.mean_measure([1.0] * right + [0.0] * (n - right), "higher", "")
-    assert found.ci == pytest.approx((theirs.low, theirs.high)) and found.ci[0] < found.ci[1]
-    assert (found.ci[0] == 0.0) == (right == 0) and (found.ci[1] == 1.0) == (right == n)
+    scores = measures.mean_measure([1.0] * right + [0.0] * (n - right), "higher", "")
+    assert scores.ci == pytest.approx((theirs.low, theirs.high)) and scores.ci[0] < scores.ci[1]
+    assert (scores.ci[0] == 0.0) == (right == 0) and (scores.ci[1] == 1.0) == (right == n)
 
 
 def test_shares_that_are_all_alike_are_not_certain_either():
     low, high = measures.mean_measure([0.5] * 6, "higher", "").ci
     assert low < 0.3 and high > 0.7
-    assert measures.mean_measure([2.0] * 6, "higher", "", "nats").ci == (
-        2.0,
-        2.0,
-    )  # of what is no share nothing is known
+    # No interval for values that are not shares
+    assert measures.mean_measure([2.0] * 6, "higher", "", "nats").ci == (2.0, 2.0)
 
 
 def test_an_answer_that_goes_on_is_right_in_scripts_without_spaces_too():
-    """A base model writes on after its answer, and these scripts put nothing between."""
+    """A base model continues after its answer, and these scripts have no separators."""
     assert answer.given("北京是中国的首都", "北京", ended=False) and not answer.given("北京是", "北京")
     assert answer.given("Tarn, of course", "Tarn", ended=False) and not answer.given("Tarnish", "Tarn", ended=False)
     assert contamination.spotted([["北京"], ["Tarn"]], ["他住在北京很久", "Tarnish"]) == [True, False]

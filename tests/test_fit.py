@@ -1,4 +1,4 @@
-"""The training loop: what is divided by what, what splits and what never does, rates, hooks, guards."""
+"""The training loop: denominators, splitting of batches, learning rates, hooks, guards."""
 
 import math
 import os
@@ -54,7 +54,7 @@ def largest_gap(a, b):
 
 
 class Line(nn.Module):
-    """y = w x, to read gradients off."""
+    """y = w x, whose gradients are known."""
 
     def __init__(self, w=0.0):
         super().__init__()
@@ -77,7 +77,7 @@ def run(module, loss=linear, batch=None, fit=PLAIN, steps=1, **more):
     return loop.fit(module, lambda step: batch, loss, fit, steps=steps, quiet=True, **more)
 
 
-# --- what is divided by what -----------------------------------------------------------------
+# --- denominators ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
@@ -125,15 +125,15 @@ def test_every_term_is_divided_by_its_own_count_and_weighted(micro):
 
 
 def test_a_coupled_loss_sees_every_row_at_once():
-    seen = []
+    recorded = []
 
     def squared_sum(module, batch):
-        seen.append(len(batch["x"]))
+        recorded.append(len(batch["x"]))
         return {"loss": Term(module(batch["x"]).sum() ** 2, "rows")}
 
     module = Line(1.0)
     run(module, squared_sum, fit=PLAIN.replace(micro_tokens=1), coupled=True)
-    assert seen == [3] and module.w.item() == pytest.approx(1 - 0.1 * 2 * 81 / 3)
+    assert recorded == [3] and module.w.item() == pytest.approx(1 - 0.1 * 2 * 81 / 3)
 
 
 # --- optimisers, rates, clipping, decay ------------------------------------------------------
@@ -334,9 +334,9 @@ def test_a_loss_that_is_not_finite_is_one_line_and_spoils_no_weight(bad):
     def loss(module, batch):
         return {"nll": Term(module(batch["x"]).sum() * (1 if module.w.item() == 1.0 else bad), "rows")}
 
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         run(module, loss, steps=5, name="sft")
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(
         "sft: loss, nll, grad_norm became NaN or infinite at step 2: lower the learning rate (0.1"
     )
@@ -407,21 +407,21 @@ OUT_OF_MEMORY = """
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits its own address space")
 def test_running_out_of_memory_halves_the_micro_batch_and_keeps_the_result():
-    """A real allocation failure: the process may take 100 MiB more than it has, a whole batch needs 384.
+    """A real allocation failure: the process may allocate 100 MiB more, a whole batch needs 384.
 
     The limit is on addresses, so the allocator must give back what is freed (a fixed mmap threshold) and
     reserve nothing for threads (one arena): otherwise what fits depends on its history and on timing.
     """
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(OUT_OF_MEMORY)],
         capture_output=True,
         text=True,
         timeout=120,
         env=os.environ | allocator,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = done.stdout.splitlines()
+    assert process.returncode == 0, process.stderr[-2000:]
+    lines = process.stdout.splitlines()
     assert lines[:2] == [
         "out of memory: micro_tokens 128 -> 64 (the result does not change)",
         "out of memory: micro_tokens 64 -> 32 (the result does not change)",
@@ -444,8 +444,8 @@ def test_mixed_precision_teaches_and_keeps_float32_weights(arch, fresh):
     assert {p.dtype for p in mixed.model.module.parameters()} == {torch.float32}
     gap = abs(mixed.history[0]["loss"] - full.history[0]["loss"])
     assert 1e-6 < gap < 0.05  # bfloat16 was used, and is near
-    known = forgetting.answers(mixed.model, UNEQUAL)["accuracy"].mean()
-    assert known > 0.95 > 0.5 > forgetting.answers(start, UNEQUAL)["accuracy"].mean()
+    accuracy = forgetting.answers(mixed.model, UNEQUAL)["accuracy"].mean()
+    assert accuracy > 0.95 > 0.5 > forgetting.answers(start, UNEQUAL)["accuracy"].mean()
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
@@ -486,7 +486,7 @@ def test_lora_trains_the_adapter_only(arch, fresh):
     for n, p in taught.model.module.get_base_model().named_parameters():
         if "lora_" not in n:
             mine = base[n.replace(".base_layer", "")]
-            assert p is not mine and p.data_ptr() == mine.data_ptr(), n  # there once, whoever asks for a gradient
+            assert p is not mine and p.data_ptr() == mine.data_ptr(), n  # one copy, whichever requires a gradient
     assert taught.history[-1]["loss"] < taught.history[0]["loss"]
 
 
@@ -536,34 +536,34 @@ def test_an_empty_stream_is_an_error_and_not_a_crash(fresh):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor"])
 def test_a_small_rate_moves_bfloat16_weights_as_it_moves_float32_ones(optimizer, fresh):
-    """Each step alone is rounded away; after forty of them the weights are float32 training's, rounded."""
+    """Each step alone is rounded away; after forty steps the weights equal those of float32 training, rounded."""
     start = copy_of(fresh("llama"))
     start.module.bfloat16()
     wide = copy_of(start)
     wide.module.float()
     rate = 1e-2 if optimizer == "sgd" else 2e-5
-    how = Fit(lr=rate, steps=40, rows=5, schedule="constant", optimizer=optimizer, clip=0.0)
+    fit = Fit(lr=rate, steps=40, rows=5, schedule="constant", optimizer=optimizer, clip=0.0)
     ours, theirs = (
-        language.train(m, {"data": items_of(m, UNEQUAL)}, nll, how, quiet=True).model for m in (start, wide)
+        language.train(m, {"data": items_of(m, UNEQUAL)}, nll, fit, quiet=True).model for m in (start, wide)
     )
     before = dict(start.module.named_parameters())
-    moved, right = 0.0, 0.0
+    moved, correct = 0.0, 0.0
     for (name, p), q in zip(ours.module.named_parameters(), theirs.module.parameters(), strict=True):
         assert p.dtype == torch.bfloat16
-        gone = (q - before[name].float()).abs()
-        far = gone > before[name].float().abs() * 2**-8  # more than the distance between two bfloat16 numbers
-        if far.any():
-            moved += float((p != before[name])[far].sum())
-            right += float(far.sum())
-    assert right > 1000 and moved > 0.95 * right
+        change = (q - before[name].float()).abs()
+        large = change > before[name].float().abs() * 2**-8  # more than the distance between two bfloat16 numbers
+        if large.any():
+            moved += float((p != before[name])[large].sum())
+            correct += float(large.sum())
+    assert correct > 1000 and moved > 0.95 * correct
 
 
 def test_float32_copies_are_resumed_to_the_same_bits(fresh, tmp_path):
     start = copy_of(fresh("llama"))
     start.module.bfloat16()
     items = {"data": items_of(start, UNEQUAL)}
-    how = Fit(lr=2e-5, steps=12, rows=5, schedule="constant", save_every=1)
-    whole = language.train(start, items, nll, how, quiet=True)
+    fit = Fit(lr=2e-5, steps=12, rows=5, schedule="constant", save_every=1)
+    whole = language.train(start, items, nll, fit, quiet=True)
 
     class Dies(Hook):
         def after(self, step):
@@ -572,8 +572,8 @@ def test_float32_copies_are_resumed_to_the_same_bits(fresh, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        language.train(start, items, nll, how.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
-    again = language.train(start, items, nll, how.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
+        language.train(start, items, nll, fit.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
+    again = language.train(start, items, nll, fit.replace(folder=str(tmp_path)), hooks=[Dies()], quiet=True)
     assert again.model.fingerprint() == whole.model.fingerprint() != start.fingerprint()
     for name, value in whole.state.optimizer.items():
         assert torch.equal(value, again.state.optimizer[name]), name
@@ -593,19 +593,19 @@ def test_two_trainings_do_not_share_a_folder(tmp_path):
 
 
 def test_float32_weights_have_no_copies():
-    named = {"w": nn.Parameter(torch.ones(2)), "n": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
-    masters = Masters(named)
-    assert masters.all["w"] is named["w"] and masters.all["n"].dtype == torch.float32
+    parameters = {"w": nn.Parameter(torch.ones(2)), "n": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
+    masters = Masters(parameters)
+    assert masters.all["w"] is parameters["w"] and masters.all["n"].dtype == torch.float32
     with torch.no_grad():
         masters.all["n"].add_(2**-10)
     masters.give()
-    assert torch.equal(named["n"], torch.ones(2, dtype=torch.bfloat16))  # not far enough yet
-    kept = masters.tensors()
-    assert Masters(named).restore(kept) == {}
-    again = Masters(named)
-    again.restore(kept)
+    assert torch.equal(parameters["n"], torch.ones(2, dtype=torch.bfloat16))  # too small a change to round up
+    saved = masters.tensors()
+    assert Masters(parameters).restore(saved) == {}
+    again = Masters(parameters)
+    again.restore(saved)
     assert torch.equal(again.all["n"], masters.all["n"])
     with torch.no_grad():
-        named["n"].fill_(3.0)  # weights that something else changed
-    again.restore(kept)
+        parameters["n"].fill_(3.0)  # weights changed by other code
+    again.restore(saved)
     assert torch.equal(again.all["n"], torch.full((2,), 3.0))

@@ -1,4 +1,4 @@
-"""What a run will take of memory, told before it."""
+"""The memory a run will need, reported before it starts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The TOFU numbers on hand-made models and numbers; generation in batches is generation one by one."""
+"""The TOFU metrics on hand-made models and numbers; batched generation equals generation one by one."""
 
 import math
 import re
@@ -25,7 +25,7 @@ from didact.types import Demo, Example, Metric, Preference, Text
 
 
 class Table(nn.Module):
-    """A causal model that says after token a: b with probability `table[a, b]`, whatever came before."""
+    """A causal model with P(b | a) = `table[a, b]` after token a, whatever came before."""
 
     def __init__(self, tokenizer, said):
         super().__init__()
@@ -62,7 +62,7 @@ def table(**said):
     return Model(Table(Letters(), pairs).eval(), Letters(), "causal")
 
 
-# After "q" always a space; then a, b, c or d; they end with certainty, c with probability .25.
+# After "q" always a space; then a, b, c or d; they end with probability 1, c with .25.
 ONE = {"q_": 1.0, "_a": 0.5, "_b": 0.2, "_c": 0.1, "_d": 0.2, "aE": 1.0, "bE": 1.0, "cE": 0.25, "cz": 0.75}
 
 
@@ -70,28 +70,28 @@ def score(protocol, model, records):
     return protocols.named(protocol).score(model, Scoring(records={"": records}, start=model))
 
 
-def demo(completion, *wrong, **more):
-    return Demo(prompt="q", completion=completion, perturbed=list(wrong) or None, **more)
+def demo(completion, *perturbed, **more):
+    return Demo(prompt="q", completion=completion, perturbed=list(perturbed) or None, **more)
 
 
 # --- answers ---------------------------------------------------------------------------------
 
 
 def test_probability_is_length_normalised_over_the_answer_and_its_end():
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("c")])
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("c")])
     # three label tokens: the space (certain), the letter, the end
-    assert got["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
+    assert actual["probability"] == pytest.approx([0.5 ** (1 / 3), (0.1 * 0.25) ** (1 / 3)], abs=1e-6)
 
 
 def test_accuracy_is_the_share_of_first_choices():
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
-    assert got["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert actual["accuracy"] == pytest.approx([1, 2 / 3, 1 / 3])
 
 
 def test_extraction_strength_of_a_model():
-    # a is the first choice throughout; of b the letter is not, so two tokens must be given; of c also the end is not
-    got = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
-    assert got["extraction"] == pytest.approx([1, 1 / 3, 0])
+    # every token of a is the first choice; b's letter is not, so two tokens must be given; nor are c's letter and end
+    actual = forgetting.answers(table(**ONE), [demo("a"), demo("b"), demo("c")])
+    assert actual["extraction"] == pytest.approx([1, 1 / 3, 0])
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ def test_extraction_strength_counts_the_longest_tail_of_first_choices(right, str
 
 
 def test_entropy_and_min_k_in_numbers():
-    got = forgetting.answers(table(**ONE), [demo("c")])
+    actual = forgetting.answers(table(**ONE), [demo("c")])
     letter = -sum(p * math.log(p) for p in (0.5, 0.2, 0.1, 0.2))
     end = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    assert got["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
-    assert got["min_k"] == pytest.approx([math.log(0.1)], abs=1e-5)  # the least likely fifth of three tokens: one
+    assert actual["entropy"] == pytest.approx([(letter + end) / 3], abs=1e-5)
+    assert actual["min_k"] == pytest.approx([math.log(0.1)], abs=1e-5)  # the least likely fifth of three tokens: one
 
 
 # --- truth ratio -----------------------------------------------------------------------------
@@ -126,21 +126,21 @@ TRUTH = {"q_": 1.0, "_a": 0.4, "_b": 0.1, "_c": 0.4, "_d": 0.05, "_e": 0.05, "aE
     ],
 )
 def test_the_truth_ratio_in_both_orientations_and_averages(orientation, average, expected):
-    # P(a) against wrong answers b (.1) and c (.4), whose geometric mean is .2; cube roots by three label tokens
+    # P(a) against wrong answers b (.1) and c (.4), with geometric mean .2; cube roots for three label tokens
     ratio = forgetting.truth_ratios(table(**TRUTH), [demo("a", "b", "c")], orientation, average)
     assert ratio == pytest.approx([expected], abs=1e-6)
 
 
 def test_the_truth_ratio_is_the_paraphrases_where_there_is_one():
     model = table(**TRUTH)
-    said = forgetting.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
-    assert said == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
+    ratios = forgetting.truth_ratios(model, [demo("a", "b", "c", paraphrased="d")])
+    assert ratios == pytest.approx([(0.05 / 0.2) ** (1 / 3)], abs=1e-6)
 
 
 def test_choice_probability_ignores_the_paraphrase_and_sums_the_wrong():
-    got = forgetting.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
+    actual = forgetting.choice_probabilities(table(**TRUTH), [demo("a", "b", "c", paraphrased="d")])
     root = [x ** (1 / 3) for x in (0.4, 0.1, 0.4)]
-    assert got == pytest.approx([root[0] / sum(root)], abs=1e-6)
+    assert actual == pytest.approx([root[0] / sum(root)], abs=1e-6)
     assert forgetting.chance([demo("a", "b", "c"), demo("a", "b")]) == pytest.approx((1 / 3 + 1 / 2) / 2)
 
 
@@ -171,8 +171,8 @@ def test_min_k_membership_finds_what_a_model_was_told(taught, world):
 
 def test_rouge_recall_is_of_the_gold_answer_and_stemmed():
     gold = ["the cat sat", "the cat sat", "the cat sat", "cats running"]
-    made = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
-    assert forgetting.rouge_recall(made, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
+    predictions = ["the cat sat on many mats", "cat", "sat the cat", "a cat runs"]
+    assert forgetting.rouge_recall(predictions, gold) == pytest.approx([1, 1 / 3, 2 / 3, 1])
 
 
 def test_forget_quality_against_itself_and_against_the_disjoint():
@@ -184,8 +184,8 @@ def test_forget_quality_against_itself_and_against_the_disjoint():
 
 
 def test_forget_quality_sees_orientation_as_nothing_and_averaging_as_something():
-    draw = np.random.default_rng(0)
-    a, b = draw.lognormal(size=30), draw.lognormal(0.5, size=30)
+    rng = np.random.default_rng(0)
+    a, b = rng.lognormal(size=30), rng.lognormal(0.5, size=30)
     assert forget.forget_quality(a, b)["ks"].value == pytest.approx(forget.forget_quality(1 / a, 1 / b)["ks"].value)
 
 
@@ -221,11 +221,11 @@ def test_a_measure_carries_the_interval_of_its_mean(taught, world):
 def test_preference_and_text_protocols_in_numbers():
     model = table(**TRUTH)
     pairs = [Preference(prompt="q", chosen=c, rejected=r) for c, r in (("a", "b"), ("b", "a"), ("c", "d"), ("a", "d"))]
-    found = score("prefer", model, pairs)
-    assert found["preferred"].value == 0.75
-    assert found["reward_accuracy"].value == 0.5  # nothing is gained over the model itself: every pair a tie
-    said = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
-    nll = score("text", said, [Text(text="ab"), Text(text="ab")])["nll"]
+    scores = score("prefer", model, pairs)
+    assert scores["preferred"].value == 0.75
+    assert scores["reward_accuracy"].value == 0.5  # no gain over the model itself: every pair a tie
+    writer = table(ab=0.5, bE=0.25, ax=0.5, bx=0.75, Ea=1.0)
+    nll = score("text", writer, [Text(text="ab"), Text(text="ab")])["nll"]
     assert nll.value == pytest.approx((2 * math.log(2) + 2 * math.log(4)) / nll.n, abs=1e-6)
 
 
@@ -247,7 +247,7 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted", "recall", "f1"),
+    ("answer", "gold", "recall", "f1"),
     [
         ("в городе Тарн", "в городе Тарн", 1.0, 1.0),
         ("в городе Осса", "в городе Тарн", 2 / 3, 2 / 3),
@@ -258,44 +258,44 @@ def test_sampling_follows_its_seed_and_leaves_the_callers_generator(taught, worl
         ("هي في تارن", "في تارن", 1.0, 0.8),
         ("Caf\u00e9", "Cafe\u0301", 1.0, 1.0),
         ("བོད་ཡིག", "བོད", 1.0, 2 / 3),
-        ("١٢٣", "١٢٣", 1.0, 1.0),  # digits and no letter
-        ("\u200fהוא בטארן", "הוא בטארן\u200e", 1.0, 1.0),  # what says in which direction to write
+        ("١٢٣", "١٢٣", 1.0, 1.0),  # digits without letters
+        ("\u200fהוא בטארן", "הוא בטארן\u200e", 1.0, 1.0),  # marks for the direction of writing
         ("\u0442\u0430\u0440\u043d", "\u043e\u0441\u0441\u0430", 0.0, 0.0),
     ],
 )
-def test_overlap_is_counted_in_every_script(said, wanted, recall, f1):
-    assert forgetting.rouge_recall([said], [wanted])[0] == pytest.approx(recall)
-    assert qa.f1(said, [wanted]) == pytest.approx(f1)
-    assert qa.exact_match(said, [wanted]) == (f1 == 1)
-    assert (qa.bleu(said, [wanted]) > 0) == (f1 > 0)
+def test_overlap_is_counted_in_every_script(answer, gold, recall, f1):
+    assert forgetting.rouge_recall([answer], [gold])[0] == pytest.approx(recall)
+    assert qa.f1(answer, [gold]) == pytest.approx(f1)
+    assert qa.exact_match(answer, [gold]) == (f1 == 1)
+    assert (qa.bleu(answer, [gold]) > 0) == (f1 > 0)
 
 
 @given(st.text(st.characters(codec="ascii")), st.text(st.characters(codec="ascii")))
 @example("It's the well-known Tarn's 3.5 maps_of \u201cOsso\u201d", "running: a tarn, maps of Osso \u2014 3 5")
-def test_english_scores_stay_to_the_digit(said, wanted):
+def test_english_scores_stay_to_the_digit(answer, gold):
     from rouge_score import rouge_scorer
 
-    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(wanted, said)["rougeL"].recall
-    assert forgetting.rouge_recall([said], [wanted])[0] == theirs
+    theirs = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score(gold, answer)["rougeL"].recall
+    assert forgetting.rouge_recall([answer], [gold])[0] == theirs
     squad = str.maketrans("", "", string.punctuation)
-    for text in (said, wanted):
+    for text in (answer, gold):
         bare = " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(squad)).split())
         assert qa.normalise(text) == bare
 
 
 def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
-    """By the likelihood of the whole choice, without an end token: `c` ends seldom, and is not unlikelier for it."""
+    """By the likelihood of the whole choice, without an end token: `c` rarely ends, which must not count against it."""
     model, choices = table(**ONE), ["a", "b", "c", "d"]
     demos = [demo("a", choices=choices), demo("b", choices=["b", "c"]), demo("d", choices=["a", "d"])]
-    found = score("answer", model, demos)
-    assert found["accuracy"].value == pytest.approx(2 / 3) and next(iter(found)) == "accuracy"
+    scores = score("answer", model, demos)
+    assert scores["accuracy"].value == pytest.approx(2 / 3) and next(iter(scores)) == "accuracy"
     monkeypatch.setattr("didact.evaluate.protocols.answer.PAIRS", 4)
     assert score("answer", model, demos)["accuracy"].n == 1
     assert "accuracy" not in score("answer", model, [*demos, demo("a")])
 
 
 @pytest.mark.parametrize(
-    ("numbers", "said"),
+    ("numbers", "expected"),
     [
         ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.3, 0.2)}, ["hardly knows"]),
         ({"forget_probability": (0.02, 0.01), "forget_token_accuracy": (0.9, 0.2)}, []),
@@ -307,10 +307,10 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
         ({"retain_probability": (None, 0.1), "forget_probability": (None, 0.1)}, []),
     ],
 )
-def test_what_better_and_worse_hide_is_said(numbers, said):
+def test_what_better_and_worse_hide_is_said(numbers, expected):
     metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
-    told = protocols.named("forget").warns(metrics)
-    assert len(told) == len(said) and all(a in b for a, b in zip(said, told, strict=True))
+    warnings = protocols.named("forget").warns(metrics)
+    assert len(warnings) == len(expected) and all(a in b for a, b in zip(expected, warnings, strict=True))
 
 
 def test_a_label_in_two_normal_forms_is_one_class():

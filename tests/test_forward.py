@@ -1,4 +1,4 @@
-"""The label-token forward pass is the plain one: by model type, padding, chunk, reference and cache."""
+"""The label-token forward pass equals the plain one: by model type, padding, chunk, reference and cache."""
 
 import itertools
 import tempfile
@@ -44,9 +44,9 @@ def test_every_model_type_of_the_list_is_tested_here():
 def test_a_head_that_is_not_tied_or_not_capped_is_read_as_it_is():
     for model in (tiny("t5", tie_word_embeddings=False), tiny("gemma2", final_logit_softcapping=None)):
         logits, target = plain_logits(model, ROWS), labels()
-        got = forward.tokens(model, batch_of(model))["logp"]
+        actual = forward.tokens(model, batch_of(model))["logp"]
         expected = logits.log_softmax(-1)[range(len(target)), target]
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(actual, expected, rtol=1e-6, atol=2e-6)
 
 
 @torch.no_grad()
@@ -67,12 +67,12 @@ def test_a_type_no_list_names_takes_the_plain_path():
 def test_label_tokens_are_scored_as_the_plain_full_forward_scores_them(kind):
     model = tiny(kind)
     fns = {"logp": token_functions.logp, "entropy": token_functions.entropy}
-    got = forward.tokens(model, batch_of(model), fns)
+    actual = forward.tokens(model, batch_of(model), fns)
     logits, target = plain_logits(model, ROWS), labels()
-    torch.testing.assert_close(got["logp"], logits.log_softmax(-1)[range(len(target)), target], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual["logp"], logits.log_softmax(-1)[range(len(target)), target], rtol=1e-6, atol=1e-6)
     p = logits.softmax(-1)
-    torch.testing.assert_close(got["entropy"], -(p * p.log()).sum(-1), rtol=0, atol=2e-6)
-    assert got["logp"].std() > 1e-3
+    torch.testing.assert_close(actual["entropy"], -(p * p.log()).sum(-1), rtol=0, atol=2e-6)
+    assert actual["logp"].std() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
@@ -95,15 +95,15 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
         calls.clear()
         counting = fns | {"count": lambda logits, target, **_: (calls.append(len(target)), target.float())[1]}
         with torch.no_grad():
-            against = forward.label_states(reference, batch)
-        out = forward.tokens(model, batch, counting, columns, (reference, against))
+            ref_states = forward.label_states(reference, batch)
+        out = forward.tokens(model, batch, counting, columns, (reference, ref_states))
         model.module.zero_grad()
         (out["kl"].sum() + out["logp"].sum()).backward()
         return out, {n: p.grad.clone() for n, p in model.module.named_parameters()}, calls[:]
 
     whole, whole_grad, one = run(1 << 24)
-    pieces, pieces_grad, many = run(3 * V)
-    assert one == [11] and many[:4] == [3, 3, 3, 2]
+    pieces, pieces_grad, whole_rows = run(3 * V)
+    assert one == [11] and whole_rows[:4] == [3, 3, 3, 2]
     for name in whole:
         torch.testing.assert_close(pieces[name], whole[name], rtol=1e-10, atol=1e-10)
     for name in whole_grad:
@@ -111,7 +111,7 @@ def test_chunks_change_neither_values_nor_gradients(kind, monkeypatch):
 
 
 def in_blocks(monkeypatch):
-    """Four rows and 70 tokens of the vocabulary of 259 at a time."""
+    """Chunks of four rows and 70 of the 259 tokens of the vocabulary."""
     for name, size in (("BLOCK", 1), ("COLUMNS", 70), ("CHUNK", 4 * 70)):
         monkeypatch.setattr(head, name, size)
 
@@ -130,10 +130,12 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
     inner = model.module
     inner.get_output_embeddings().requires_grad_(trained)
     batch, like = batch_of(model), torch.linspace(-1, 1, 11).to(dtype)
-    taken = []
+    calls = []
     for name in ("logp", "values"):
-        made = getattr(head, name)
-        monkeypatch.setattr(head, name, lambda *a, made=made, name=name: (taken.append(name), made(*a))[1])
+        head_function = getattr(head, name)
+        monkeypatch.setattr(
+            head, name, lambda *a, head_function=head_function, name=name: (calls.append(name), head_function(*a))[1]
+        )
     others = ("kl_from", "kl_to", "undial")  # of the reference
     alone = {f: getattr(token_functions, f) for f in ("logp", "entropy", "weighted_ascent", "correct")}
 
@@ -144,18 +146,18 @@ def test_a_large_vocabulary_has_the_values_and_gradients_of_a_small_one(kind, tr
         return out, {n: p.grad.clone() for n, p in inner.named_parameters() if p.grad is not None}
 
     def all_ways():
-        against = (reference, forward.label_states(reference, batch).detach())
-        given = {f: getattr(token_functions, f) for f in others}
-        return [run({"logp": token_functions.logp}), run(alone), run(given, against)]
+        reference_states = (reference, forward.label_states(reference, batch).detach())
+        fns = {f: getattr(token_functions, f) for f in others}
+        return [run({"logp": token_functions.logp}), run(alone), run(fns, reference_states)]
 
     plain = all_ways()
-    assert not taken
+    assert not calls
     monkeypatch.setattr(head, "LARGE", 1)
     in_blocks(monkeypatch)
     monkeypatch.setattr(forward, "CHUNK", 3 * V)
     large = all_ways()
     first = "values" if kind == "gemma2" else "logp"
-    assert taken == ([] if trained else [first, "values", "values"])
+    assert calls == ([] if trained else [first, "values", "values"])
     near = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
     for (values, gradients), (ours, our_gradients) in zip(plain, large, strict=True):
         assert gradients.keys() == our_gradients.keys()
@@ -170,14 +172,14 @@ def test_blocks_of_a_vocabulary_whose_logits_grow_or_fall_by_more_than_exp_can_h
     weight[:, 0] = torch.linspace(-30, 30, V)
     target = torch.arange(9) * 32
     in_blocks(monkeypatch)
-    found, plain = [], []
-    for into, fn in ((found, lambda x: head.logp(x, weight, target)),
+    blocked, plain = [], []
+    for results, fn in ((blocked, lambda x: head.logp(x, weight, target)),
                      (plain, lambda x: token_functions.logp(x @ weight.t(), target))):  # fmt: skip
         x = states.clone().requires_grad_()
         value = fn(x)
         (torch.linspace(-1, 1, 9) * value).sum().backward()
-        into += [value.detach(), x.grad]
-    torch.testing.assert_close(found, plain, rtol=1e-12, atol=1e-9)
+        results += [value.detach(), x.grad]
+    torch.testing.assert_close(blocked, plain, rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
@@ -195,35 +197,38 @@ def test_a_large_vocabulary_is_scored_in_chunks_that_change_nothing(kind, monkey
 def test_reference_logits_are_the_references(kind):
     model, reference = tiny(kind), tiny(kind, seed=1)
     batch = batch_of(model)
-    got = forward.tokens(
+    actual = forward.tokens(
         model,
         batch,
         {"kl": token_functions.kl_from},
         reference=(reference, forward.label_states(reference, batch)),
     )["kl"]
     p, q = plain_logits(reference, ROWS).log_softmax(-1), plain_logits(model, ROWS).log_softmax(-1)
-    torch.testing.assert_close(got, (p.exp() * (p - q)).sum(-1), rtol=1e-5, atol=2e-6)
-    assert got.min() > 1e-5
+    torch.testing.assert_close(actual, (p.exp() * (p - q)).sum(-1), rtol=1e-5, atol=2e-6)
+    assert actual.min() > 1e-5
 
 
 @torch.no_grad()
 def test_everywhere_covers_every_real_position_of_a_causal_model():
     model, reference = tiny("llama"), tiny("llama", seed=1)
-    spots = batch_of(model).everywhere()
-    got = forward.tokens(
-        model, spots, {"kl": token_functions.kl_to}, reference=(reference, forward.label_states(reference, spots))
+    positions = batch_of(model).everywhere()
+    actual = forward.tokens(
+        model,
+        positions,
+        {"kl": token_functions.kl_to},
+        reference=(reference, forward.label_states(reference, positions)),
     )["kl"]
     expected = []
     for prompt, completion in ROWS:
         ids = torch.tensor([(prompt + completion)[:-1]])
         p, q = (m.module(input_ids=ids).logits[0].log_softmax(-1) for m in (model, reference))
         expected.append((p.exp() * (p - q)).sum(-1))
-    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 def test_a_token_mean_is_the_mean_whichever_positions_it_is_over(kind):
-    """The term's count must be that of the values summed, else its weight drifts with the prompts' length."""
+    """The term's count must equal the number of summed values, else its weight drifts with the prompts' length."""
     from didact.data.streams import Batch
 
     model = tiny(kind)
@@ -252,7 +257,7 @@ def test_scoring_turns_dropout_off_and_leaves_the_mode_as_it_was():
     assert torch.equal(a, b) and model.module.training
 
 
-# --- what is kept on disk --------------------------------------------------------------------
+# --- the cache on disk -----------------------------------------------------------------------
 
 
 def test_cached_log_probs_are_equal_the_second_time_and_say_so(capsys, monkeypatch, tmp_path):
@@ -263,8 +268,8 @@ def test_cached_log_probs_are_equal_the_second_time_and_say_so(capsys, monkeypat
     monkeypatch.setattr(forward, "row_logp", None)  # a second pass over the model would crash
     again = forward.cached_row_logp(model, ROWS)
     assert torch.equal(first, again)
-    (kept,) = tmp_path.rglob("*.tensors")
-    assert capsys.readouterr().err == f"reference log-probs of 4 rows: from the cache {kept}\n"
+    (saved,) = tmp_path.rglob("*.tensors")
+    assert capsys.readouterr().err == f"reference log-probs of 4 rows: from the cache {saved}\n"
 
 
 def test_the_cache_key_changes_with_all_that_changes_the_numbers(monkeypatch, tmp_path):
@@ -279,8 +284,8 @@ def test_the_cache_key_changes_with_all_that_changes_the_numbers(monkeypatch, tm
     wider = copy_of(model)
     wider.module.double()
     calls = [(model, ROWS), (nudged, ROWS), (rotated, ROWS), (wider, ROWS), (model, ROWS[:3]), (model, ROWS[::-1])]
-    for n, (which, rows) in enumerate(calls, 1):
-        forward.cached_row_logp(which, rows)
+    for n, (scorer, rows) in enumerate(calls, 1):
+        forward.cached_row_logp(scorer, rows)
         assert len(list(tmp_path.rglob("*.tensors"))) == n
 
 
@@ -309,10 +314,10 @@ def test_a_damaged_cache_entry_is_computed_anew_and_told_in_a_line(how, monkeypa
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
     model = tiny("llama")
     first = forward.cached_row_logp(model, ROWS)
-    (kept,) = tmp_path.rglob("*.tensors")
-    DAMAGES[how](kept)
+    (saved,) = tmp_path.rglob("*.tensors")
+    DAMAGES[how](saved)
     assert torch.equal(forward.cached_row_logp(model, ROWS), first)
-    assert capsys.readouterr().err.count(f"didact: {kept}: ") == 1 + (how == "a directory")  # nor can it be written
+    assert capsys.readouterr().err.count(f"didact: {saved}: ") == 1 + (how == "a directory")  # writing fails too
     assert torch.equal(forward.cached_row_logp(model, ROWS), first)
     assert ("from the cache" in capsys.readouterr().err) == (how != "a directory")
 
@@ -338,8 +343,8 @@ def test_where_nothing_can_be_kept_it_is_gone_without(how, monkeypatch, tmp_path
     model = tiny("llama")
     first, again = (forward.cached_row_logp(model, ROWS) for _ in range(2))
     assert torch.equal(first, again)
-    told = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
-    assert 1 <= len(told) <= 2 and all(line.startswith("didact: ") for line in told)
+    stderr = [line for line in capsys.readouterr().err.splitlines() if "cache" in line]
+    assert 1 <= len(stderr) <= 2 and all(line.startswith("didact: ") for line in stderr)
 
 
 def test_a_private_cache_without_a_temporary_folder_keeps_nothing(monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""Adapters and norms on frozen weights in fewer passes: the values and gradients of peft's and transformers' own."""
+"""Fused adapters and norms on frozen weights: values and gradients equal those of peft and transformers."""
 
 import copy
 
@@ -18,30 +18,30 @@ USED = {"llama": {"_LowRank", "_Normed"}, "qwen2": {"_LowRank", "_Normed"}, "gem
 
 
 @pytest.fixture
-def used(monkeypatch):
-    """Which functions were taken; every vocabulary is large."""
+def used_functions(monkeypatch):
+    """Records which fused functions were used; every vocabulary counts as large."""
     monkeypatch.setattr(head, "LARGE", 1)
-    taken = set()
+    names = set()
     for name in ("_LowRank", "_Normed"):
         apply = getattr(fused, name).apply
-        monkeypatch.setattr(getattr(fused, name), "apply", lambda *a, f=apply, n=name: (taken.add(n), f(*a))[1])
-    return taken
+        monkeypatch.setattr(getattr(fused, name), "apply", lambda *a, f=apply, n=name: (names.add(n), f(*a))[1])
+    return names
 
 
 def student(kind, **more):
-    """An adapter that has learnt something, in training mode."""
-    made = adapters.lora(sharing(tiny(kind)), 4, 10.0, **more)
+    """A non-zero adapter, in training mode."""
+    result = adapters.lora(sharing(tiny(kind)), 4, 10.0, **more)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(1)
-        for name, p in made.module.named_parameters():
+        for name, p in result.module.named_parameters():
             if "lora_B" in name:
                 p.copy_(0.1 * torch.randn_like(p))
-    made.module.train()
-    return made
+    result.module.train()
+    return result
 
 
 def gradients(model, on):
-    """Log-probs and gradients of what is trained, one by one."""
+    """Return log-probs and the gradients of the trained weights, one by one."""
     batch = language.Batches({"a": language.Stream.of(ROWS, 3)}, 0, model.kind, model.pad, model.start)(0)
     (micro,) = batch.split(None)
     model.module.zero_grad()
@@ -52,14 +52,14 @@ def gradients(model, on):
 
 
 @pytest.mark.parametrize("kind", USED)
-def test_they_have_the_values_and_gradients_of_plain_layers(kind, used):
+def test_they_have_the_values_and_gradients_of_plain_layers(kind, used_functions):
     model = student(kind)
     plain = gradients(model, False)
-    assert not used
+    assert not used_functions
     with fused.layers(model.module):
-        used.clear()  # norms were tried out
+        used_functions.clear()  # entering the block tries the norms out
         ours = gradients(model, False)
-    assert used == USED[kind]
+    assert used_functions == USED[kind]
     assert plain.keys() == ours.keys() and all("lora_" in n for n in plain if n != "logp")
     for name, value in plain.items():
         torch.testing.assert_close(ours[name], value, rtol=2e-4, atol=2e-5, msg=name)
@@ -91,7 +91,7 @@ def dropped(model):
 
 
 def hooked(model):
-    linear(model).base_layer.register_forward_hook(lambda layer, given, out: 2 * out)
+    linear(model).base_layer.register_forward_hook(lambda layer, inputs, out: 2 * out)
 
 
 def trained(model):
@@ -103,41 +103,41 @@ def off(model):
 
 
 @pytest.mark.parametrize("change", [dropped, hooked, trained, off])
-def test_what_asks_for_more_is_peft_s_own(change, used):
+def test_what_asks_for_more_is_peft_s_own(change, used_functions):
     model = student("llama")
     change(model)
-    found = []
+    results = []
     for on in (False, True):
         torch.manual_seed(0)
-        found.append(gradients(model, on))
-    assert used and found[0].keys() == found[1].keys()
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
+        results.append(gradients(model, on))
+    assert used_functions and results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=2e-4, atol=2e-5, msg=name)
 
 
-def test_dora_and_narrower_numbers_are_left_alone(used):
+def test_dora_and_narrower_numbers_are_left_alone(used_functions):
     model = student("llama", dora=True)
     with fused.layers(model.module):
-        used.clear()
+        used_functions.clear()
         with torch.autocast("cpu", torch.bfloat16):
             gradients(model, False)
-        assert "_LowRank" not in used
+        assert "_LowRank" not in used_functions
 
 
-def test_a_small_vocabulary_and_a_trained_norm_stay_as_they_were(used, monkeypatch):
+def test_a_small_vocabulary_and_a_trained_norm_stay_as_they_were(used_functions, monkeypatch):
     model = student("llama")
     norms = {n: p for n, p in model.module.named_parameters() if "norm" in n}
     for p in norms.values():
         p.requires_grad_(True)
     with fused.layers(model.module):
-        used.clear()
-        assert norms.keys() <= gradients(model, False).keys() and "_Normed" not in used
+        used_functions.clear()
+        assert norms.keys() <= gradients(model, False).keys() and "_Normed" not in used_functions
     monkeypatch.setattr(head, "LARGE", 1000)
     with fused.layers(model.module):
         assert not any("forward" in vars(part) for part in model.module.modules())
 
 
-def test_a_copy_made_inside_runs_itself(used):
+def test_a_copy_made_inside_runs_itself(used_functions):
     model = student("llama")
     with fused.layers(model.module):
         twin = copy.deepcopy(model.module)
@@ -148,10 +148,10 @@ def test_a_copy_made_inside_runs_itself(used):
         assert not torch.equal(mine(x), layer(x))
 
 
-def test_a_training_on_a_large_vocabulary_is_that_on_a_small_one(used, monkeypatch):
+def test_a_training_on_a_large_vocabulary_is_that_on_a_small_one(used_functions, monkeypatch):
     fit = Fit(lr=1e-2, steps=3, rows=3, lora=4)
     large = language.train(tiny("gemma3"), {"a": language.single(ROWS)}, language.nll, fit, quiet=True)
-    assert used == {"_LowRank", "_Normed"}
+    assert used_functions == {"_LowRank", "_Normed"}
     monkeypatch.setattr(head, "LARGE", 1 << 15)
     small = language.train(tiny("gemma3"), {"a": language.single(ROWS)}, language.nll, fit, quiet=True)
     for mine, other in zip(large.model.module.parameters(), small.model.module.parameters(), strict=True):

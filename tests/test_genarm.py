@@ -1,4 +1,4 @@
-"""The autoregressive reward model's loss is DPO's without a reference, and what it guides does what people prefer."""
+"""The autoregressive reward model's loss is DPO's without a reference, and guided answers follow the preferences."""
 
 import math
 
@@ -55,8 +55,8 @@ def test_it_is_dpo_whose_reference_likes_both_sides_alike(chosen, rejected, ref,
 @given(numbers, numbers, st.floats(0.01, 2), st.floats(-3, 3), st.floats(0, 0.49))
 def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, beta, gamma, eps):
     z, sides = beta * f64(chosen - rejected - gamma / beta), (f64(chosen), f64(rejected))
-    wanted = -(1 - eps) * logsigmoid(z) - eps * logsigmoid(-z)
-    assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, eps), wanted, atol=1e-9)
+    expected = -(1 - eps) * logsigmoid(z) - eps * logsigmoid(-z)
+    assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, eps), expected, atol=1e-9)
     hinge = torch.relu(1 - beta * f64(chosen - rejected) + gamma)
     assert torch.allclose(preference.autoregressive_reward(*sides, beta, gamma, loss="hinge"), hinge, atol=1e-9)
 
@@ -65,21 +65,21 @@ def test_margin_smoothing_and_hinge_are_the_official_codes(chosen, rejected, bet
 
 
 def pairs(part, n):
-    """An answer that begins with an x is preferred to the same with a w."""
+    """Preferences for an answer that begins with an x over the same with a w."""
     demos = TINY.demos(part, n)
     return [Preference(prompt=d.prompt, chosen=f"x{d.completion}", rejected=f"w{d.completion}") for d in demos]
 
 
 @lab.shared
 def start(arch):
-    """A model one in three of whose answers begins with an x, the others with a w."""
+    """A model of whose answers one in three begins with an x, the others with a w."""
     demos = enumerate(TINY.demos(1, 256))
-    told = [Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}") for i, d in demos]
-    return d2o_example.tuned(told, 0, arch, steps=200)
+    mixture = [Demo(prompt=d.prompt, completion=f"{'w' if i % 3 else 'x'}{d.completion}") for i, d in demos]
+    return d2o_example.tuned(mixture, 0, arch, steps=200)
 
 
 def marked(model):
-    """Share of sampled answers, to prompts no training saw, that begin with an x."""
+    """Return the share of sampled answers to held-out prompts that begin with an x."""
     return lab.mean(a.startswith("x") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
@@ -125,40 +125,40 @@ def test_a_small_reward_model_guides_and_others_join_it(tmp_path):
 
 
 def test_lengths_are_summed_unless_they_are_normalised():
-    given = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
+    preferences = [Preference(prompt="A ab", chosen="abab", rejected="a") for _ in range(4)]
     fit = Fit(lr=1e-5, steps=1, rows=4)
-    total = alignment.genarm(start("llama"), given, beta_r=1.0, fit=fit)
-    mean = alignment.genarm(start("llama"), given, beta_r=1.0, length_normalization=True, fit=fit)
+    total = alignment.genarm(start("llama"), preferences, beta_r=1.0, fit=fit)
+    mean = alignment.genarm(start("llama"), preferences, beta_r=1.0, length_normalization=True, fit=fit)
     assert not mean.warnings and "length" in total.warnings[0] and "\n" not in total.warnings[0]
     assert total.history[0]["margin"] != pytest.approx(mean.history[0]["margin"], abs=0.1)
 
 
 @pytest.mark.parametrize("loaded", [True, False])
 def test_base_and_adapter_are_saved_and_answer_as_before(loaded, tmp_path):
-    """A base that was loaded is told by its place; another one is saved too."""
+    """A loaded base is referred to by its path; any other base is saved too."""
     base = start("llama")
     base.save(tmp_path / "base")
     base = load.load(tmp_path / "base", "cpu") if loaded else base
     result = alignment.genarm(base, pairs(3, 32), beta_r=0.5, fit=Fit(lr=5e-3, steps=10, rows=16, lora=4))
     assert result.save(tmp_path / "out")["model"].startswith("didact")
     assert (tmp_path / "out" / "model" / "base").exists() != loaded
-    back = load.load(tmp_path / "out" / "model", "cpu")
-    assert answers(back) == answers(result.models["model"]) != answers(base)
+    reloaded = load.load(tmp_path / "out" / "model", "cpu")
+    assert answers(reloaded) == answers(result.models["model"]) != answers(base)
 
 
 def test_conversations_serve(fresh):
     turns = Messages([{"role": "user", "content": "Where?"}])
-    given = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
-    assert alignment.genarm(fresh("gpt2"), given, fit=Fit(lr=1e-4, steps=1, rows=2)).history
+    preferences = [Preference(prompt=turns, chosen="Tarn", rejected="Osso")] * 2
+    assert alignment.genarm(fresh("gpt2"), preferences, fit=Fit(lr=1e-4, steps=1, rows=2)).history
 
 
 def test_reward_models_that_do_not_fit_are_one_line(fresh, tmp_path):
     tiny("llama").save(tmp_path / "other")
-    for options, words in (
+    for options, message in (
         ({"other_alphas": (1.0,)}, "other_alphas: 1 weights for 0 other"),
         ({"alpha": -1.5, "normalize": True}, "cannot be normalised"),
         ({"arm": str(tmp_path / "other")}, r"other's vocabulary is not the base model's: \d+ tokens differ"),
     ):
-        with pytest.raises(UserError, match=words) as caught:
+        with pytest.raises(UserError, match=message) as error:
             alignment.genarm(fresh("llama"), pairs(3, 2), **options)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)

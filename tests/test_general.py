@@ -1,4 +1,4 @@
-"""What training broke: loss and KL on general text, text mixed into any training, metrics of the user's own."""
+"""Damage by training: loss and KL on general text, text mixed into any training, user metrics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_start_model_itself_has_lost_nothing_and_a_ruined_one_has(fresh):
     same, hurt = (general.score(m, model, SOME, once) for m in (model, noisy(model, 0.2)))
     assert same["general_kl"].value == pytest.approx(0, abs=1e-6) and same["general_rise"].value == 0
     assert hurt["general_kl"].value > 0.05 and hurt["general_kl"].ci[0] > 0 and len(hurt["general_kl"].values) == 6
-    # The loss is transformers' own, over all tokens of all texts, each read by itself.
+    # The loss equals transformers' own, over all tokens of all texts, each run separately.
     total = count = 0
     for text in SOME:
         for row in general.rows(model, [text])[0]:
@@ -52,23 +52,23 @@ def test_the_start_model_itself_has_lost_nothing_and_a_ruined_one_has(fresh):
     assert same["general_loss"].value == pytest.approx(total / count, rel=1e-5)
     logits = [m.module(ids).logits.log_softmax(-1)[0, :-1] for m in (model, noisy(model, 0.2))]
     last = float((logits[0].exp() * (logits[0] - logits[1])).sum(-1).sum())
-    found = general.score(noisy(model, 0.2), model, [SOME[-1]], once)["general_kl"]
+    scores = general.score(noisy(model, 0.2), model, [SOME[-1]], once)["general_kl"]
     if len(general.rows(model, [SOME[-1]])[0]) == 1:
-        assert found.value == pytest.approx(last / (ids.shape[1] - 1), rel=1e-4)
+        assert scores.value == pytest.approx(last / (ids.shape[1] - 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "gemma3"])
 def test_models_of_one_head_are_compared_by_one_product_with_it(arch, fresh, monkeypatch):
     model = fresh(arch, d=32)
-    adapted = noisy(model, 0.2)
+    changed = noisy(model, 0.2)
     with torch.no_grad():
-        adapted.module.get_output_embeddings().weight.copy_(model.module.get_output_embeddings().weight)
+        changed.module.get_output_embeddings().weight.copy_(model.module.get_output_embeddings().weight)
     heads = []
     monkeypatch.setattr(general, "_compared", lambda *a: heads.append(a) or compared(*a))
-    fast = general.score(adapted, model, SOME, once), general.score(model, model, SOME, once)
+    fast = general.score(changed, model, SOME, once), general.score(model, model, SOME, once)
     assert not heads
     monkeypatch.setattr(general, "_head", lambda model: None)
-    slow = general.score(adapted, model, SOME, once), general.score(model, model, SOME, once)
+    slow = general.score(changed, model, SOME, once), general.score(model, model, SOME, once)
     assert heads and slow[0]["general_kl"].value > 0.01
     for one, other in zip(fast, slow, strict=True):
         for name, measure in other.items():
@@ -79,9 +79,9 @@ def test_models_of_other_tokens_or_words_added_are_read_or_passed_over(fresh, wo
     model = fresh("llama")
     other = build.build("llama", build.train_tokenizer([r.prompt for r in world.unseen], 300), d=16, layers=1, heads=2)
     assert general.score(other, model, SOME, once) == {}
-    more = copy_of(model)
-    more.module.resize_token_embeddings(len(model.tokenizer) + 3, mean_resizing=False)
-    assert general.score(more, model, SOME, once)["general_kl"].value == pytest.approx(0, abs=1e-6)
+    extended = copy_of(model)
+    extended.module.resize_token_embeddings(len(model.tokenizer) + 3, mean_resizing=False)
+    assert general.score(extended, model, SOME, once)["general_kl"].value == pytest.approx(0, abs=1e-6)
 
 
 def test_what_is_measured_is_not_what_is_trained_on():
@@ -91,26 +91,26 @@ def test_what_is_measured_is_not_what_is_trained_on():
 
 
 def test_replay_mixes_text_into_any_training_and_keeps_what_it_holds(fresh, world, tmp_path):
-    model, how = fresh("llama", d=32), Fit(lr=3e-3, steps=12, rows=4)
+    model, training = fresh("llama", d=32), Fit(lr=3e-3, steps=12, rows=4)
     pairs = [Preference(prompt=r.prompt, chosen=r.completion, rejected=r.perturbed[0]) for r in world.forget]
-    lost = {}
+    losses = {}
     for share in (0.0, 0.5):
-        fit = how.replace(replay=share)
+        fit = training.replace(replay=share)
         trained = baselines.sft(model, world.forget, fit=fit)
-        lost[share] = general.score(trained.models["model"], model, texts.texts(None, "replay"), once)[
+        losses[share] = general.score(trained.models["model"], model, texts.texts(None, "replay"), once)[
             "general_rise"
         ].value
         assert ("replay" in trained.history[0]) == bool(share)
         assert ("replay" in baselines.dpo(model, pairs, fit=fit.replace(steps=2)).history[0]) == bool(share)
-    assert lost[0.5] < lost[0.0] - 0.2
-    alone = baselines.sft(model, world.forget, fit=how.replace(steps=1)).history[0]
-    mixed = baselines.sft(model, world.forget, fit=how.replace(steps=1, replay=0.2)).history[0]
-    # The method's own loss is the one it had; the text's is added with share / (1 - share).
+    assert losses[0.5] < losses[0.0] - 0.2
+    alone = baselines.sft(model, world.forget, fit=training.replace(steps=1)).history[0]
+    mixed = baselines.sft(model, world.forget, fit=training.replace(steps=1, replay=0.2)).history[0]
+    # The method's own loss is unchanged; the text's is added with share / (1 - share).
     assert mixed["nll"] == alone["nll"] and mixed["loss"] == pytest.approx(alone["nll"] + 0.25 * mixed["replay"])
     mine = tmp_path / "mine.jsonl"
     mine.write_text(json.dumps({"text": "Every line of this is mine and long enough to be read."}) + "\n")
     whose = [
-        baselines.sft(model, world.forget, fit=how.replace(replay=0.2, replay_from=f)).history
+        baselines.sft(model, world.forget, fit=training.replace(replay=0.2, replay_from=f)).history
         for f in (None, str(mine))
     ]
     assert whose[0][0]["replay"] != whose[1][0]["replay"]
@@ -123,10 +123,10 @@ def test_a_replay_file_that_holds_tested_records_is_one_line(fresh, world, tmp_p
     (tmp_path / "mix.jsonl").write_text(
         "".join(json.dumps({"text": f"{r['prompt']} {r['completion']}"}) + "\n" for r in rows)
     )
-    words = ["--model", str(tmp_path / "model"), "--replay", "0.1", "--replay-from", str(tmp_path / "mix.jsonl")]
-    for verb, more in (("run", ["sft", "--demos"]), ("compare", ["sft", "--budget", "1k-tokens", "--demo"])):
+    command = ["--model", str(tmp_path / "model"), "--replay", "0.1", "--replay-from", str(tmp_path / "mix.jsonl")]
+    for verb, extra in (("run", ["sft", "--demos"]), ("compare", ["sft", "--budget", "1k-tokens", "--demo"])):
         out = ["--out", str(tmp_path / "out")]
-        assert cli.main([verb, *more, str(tmp_path / "demos.jsonl"), *words, *out]) == 2
+        assert cli.main([verb, *extra, str(tmp_path / "demos.jsonl"), *command, *out]) == 2
     with pytest.raises(UserError, match=r"holds \d+ of \d+ tested records .*what is trained on cannot be tested"):
         texts.apart(str(tmp_path / "mix.jsonl"), world.forget, [])
     with pytest.raises(UserError, match="24 of 24 texts of --retention"):
@@ -155,44 +155,44 @@ def late(record, answer):
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def user_metrics(tmp_path, monkeypatch):
     (tmp_path / "my_metrics.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_metrics", None)
     return own.named
 
 
-def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(mine, fresh, world):
+def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(user_metrics, fresh, world):
     model = fresh("llama")
-    scoring = Scoring(records={"demo": world.forget}, start=model, metrics=mine("my_metrics:vowels"))
-    used = protocols.named("answer")
-    found = own.score(scoring.metrics, lambda prompts: ["aei", "x"] * (len(prompts) // 2), used, scoring)["vowels"]
-    assert found.value == 1.5 and found.better == "lower" and len(found.values) == len(world.forget)
-    for name, said in (
+    scoring = Scoring(records={"demo": world.forget}, start=model, metrics=user_metrics("my_metrics:vowels"))
+    protocol = protocols.named("answer")
+    scores = own.score(scoring.metrics, lambda prompts: ["aei", "x"] * (len(prompts) // 2), protocol, scoring)["vowels"]
+    assert scores.value == 1.5 and scores.better == "lower" and len(scores.values) == len(world.forget)
+    for name, message in (
         ("breaks", "raised ZeroDivisionError: division by zero"),
         ("says", "gave 'good': a number is expected"),
     ):
-        with pytest.raises(UserError, match=rf"metric 'my_metrics:{name}' {said} .*prompt") as told:
-            own.check(mine(f"my_metrics:{name}"), used, scoring.records)
-        assert "\n" not in str(told.value)
-    own.check(mine("my_metrics:late"), used, scoring.records)
+        with pytest.raises(UserError, match=rf"metric 'my_metrics:{name}' {message} .*prompt") as error:
+            own.check(user_metrics(f"my_metrics:{name}"), protocol, scoring.records)
+        assert "\n" not in str(error.value)
+    own.check(user_metrics("my_metrics:late"), protocol, scoring.records)
     with pytest.raises(UserError, match="gave 'bad'"):
-        own.score(mine("my_metrics:late"), lambda prompts: ["no"] * len(prompts), used, scoring)
+        own.score(user_metrics("my_metrics:late"), lambda prompts: ["no"] * len(prompts), protocol, scoring)
     with pytest.raises(UserError, match="cannot be imported"):
-        mine("my_metrics:nothing")
+        user_metrics("my_metrics:nothing")
 
 
-def test_run_and_compare_measure_it_beside_what_training_broke(mine, fresh, world, tmp_path, capsys):
+def test_run_and_compare_measure_it_beside_what_training_broke(user_metrics, fresh, world, tmp_path, capsys):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "demos.jsonl").write_text("".join(json.dumps(as_row(r)) + "\n" for r in world.retain))
     common = ["--model", str(tmp_path / "model"), "--metric", "my_metrics:vowels"]
     run = ["run", "sft", "--demos", str(tmp_path / "demos.jsonl"), "--steps", "2", "--lr", "3e-3", *common]
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
-    told = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
-    assert {"vowels", "token_accuracy", "general_loss", "general_rise", "general_kl"} <= set(told)
-    assert told["general_rise"]["before"] == 0 and told["general_rise"]["ci"] and told["general_kl"]["after"] > 0
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert {"vowels", "token_accuracy", "general_loss", "general_rise", "general_kl"} <= set(saved)
+    assert saved["general_rise"]["before"] == 0 and saved["general_rise"]["ci"] and saved["general_kl"]["after"] > 0
     assert math.isclose(
-        told["general_loss"]["after"] - told["general_loss"]["before"], told["general_rise"]["after"], abs_tol=1e-6
+        saved["general_loss"]["after"] - saved["general_loss"]["before"], saved["general_rise"]["after"], abs_tol=1e-6
     )
     best = [*run, "--evaluate-every", "1", "--keep-best", "--out", str(tmp_path / "best")]
     assert cli.main(best) == 0 and "step 1 of 2: vowels" in capsys.readouterr().err
@@ -201,8 +201,8 @@ def test_run_and_compare_measure_it_beside_what_training_broke(mine, fresh, worl
     board = json.loads((tmp_path / "which" / "leaderboard.json").read_text())
     assert board["primary"] == "vowels" and board["better"] == "lower"
     assert all("general_rise" in row["metrics"] for row in board["rows"]) and "general" in capsys.readouterr().out
-    found = verbs.evaluate(str(tmp_path / "run"), str(tmp_path / "demos.jsonl"), "answer", metric="my_metrics:vowels")
-    assert found["vowels"].before is not None
+    scores = verbs.evaluate(str(tmp_path / "run"), str(tmp_path / "demos.jsonl"), "answer", metric="my_metrics:vowels")
+    assert scores["vowels"].before is not None
     assert cli.main([*run[:-1], "my_metrics:says", "--out", str(tmp_path / "bad")]) == 2
     assert not (tmp_path / "bad").exists() and load.load(tmp_path / "run" / "model").kind == "causal"
 

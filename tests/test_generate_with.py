@@ -1,4 +1,4 @@
-"""Rounds that a server samples in: the weights that it is given, the probe that holds it to them, what is kept."""
+"""Rounds sampled by a server: loading the weights, the probe that checks them, and the cache."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ SHORT = ["--rounds", "2", "--rows", "8", "--lr", "1e-2", "--epochs", "1", "--max
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """A cache and a working folder of the test's own; nothing in that folder is anybody's to remove."""
+    """A separate cache and working folder; nothing else may be removed from that folder."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "file").touch()
@@ -37,10 +37,10 @@ def private(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(fresh, tmp_path_factory):
-    """A model's folder and the file of its demonstrations."""
-    place = tmp_path_factory.mktemp("model")
-    fresh("llama", d=32, initializer_range=0.3, tie_word_embeddings=False).save(place / "model")
-    return place
+    """A model's folder and a file of demonstrations."""
+    path = tmp_path_factory.mktemp("model")
+    fresh("llama", d=32, initializer_range=0.3, tie_word_embeddings=False).save(path / "model")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def started(folder, tmp_path_factory):
 
 @pytest.fixture
 def server(started):
-    """The server, faithful, and with nothing asked yet."""
+    """The server, without faults or earlier requests."""
     started.ways()
     started.log.unlink(missing_ok=True)
     return started
@@ -70,11 +70,11 @@ def model(folder):
 
 
 def run(words):
-    """`didact run spin`: its exit code and what it said."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    """Run `didact run spin`; return its exit code and output."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
         code = cli.main(["run", *map(str, words)])
-    return code, said.getvalue()
+    return code, stdout.getvalue()
 
 
 def spin(folder, demos, url, out, *more):
@@ -83,51 +83,51 @@ def spin(folder, demos, url, out, *more):
     )
 
 
-# --- what the server computes is what the model does ------------------------------------------------
+# --- the server computes what the model does ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fit", [FIT, Fit(lr=2e-2, epochs=1, rows=8)], ids=["adapter", "whole weights"])
 def test_rounds_are_sampled_by_the_weights_of_their_round(server, model, world, fit, monkeypatch):
-    """Round by round the server's greedy answers and their log-probs are those of the round's own model."""
-    seen, how = [], SamplingConfig(max_new_tokens=8)
+    """In every round the server's greedy answers and log-probs equal those of the round's own model."""
+    models_seen, config = [], SamplingConfig(max_new_tokens=8)
     ids = [[1, 5, 9, 20], [1, 7], [1, 30, 31]]
     take = served.Served.take
 
-    def watched(self, given, digest):
-        take(self, given, digest)
-        seen.append(given)
+    def watched(self, round_model, digest):
+        take(self, round_model, digest)
+        models_seen.append(round_model)
 
     monkeypatch.setattr(served.Served, "take", watched)
     with didact.generating(server.url) as engine:
         result = didact.alignment.spin(model, world.retain[:8], rounds=2, max_new_tokens=6, fit=fit)
-        assert engine.probes == 4 and engine.gap < 1e-4  # as it was found, the rehearsal, two rounds
-        for now in (seen[-1], model):
-            with engines.collecting(now):
-                there = generate.completions(now, ids, 2, how, keys=[3, 4, 5])
-            here = generate.completions(now, ids, 2, how, keys=[3, 4, 5])
-            assert [[c.tokens for c in row] for row in there] == [[c.tokens for c in row] for row in here]
-            assert [c.logp for row in there for c in row] == pytest.approx(
-                [c.logp for row in here for c in row], abs=1e-4
+        assert engine.probes == 4 and engine.gap < 1e-4  # the initial state, the rehearsal, two rounds
+        for current in (models_seen[-1], model):
+            with engines.collecting(current):
+                remote = generate.completions(current, ids, 2, config, keys=[3, 4, 5])
+            local = generate.completions(current, ids, 2, config, keys=[3, 4, 5])
+            assert [[c.tokens for c in row] for row in remote] == [[c.tokens for c in row] for row in local]
+            assert [c.logp for row in remote for c in row] == pytest.approx(
+                [c.logp for row in local for c in row], abs=1e-4
             )
-    asked = [row["model"] for row in server.asked()]
-    assert len(dict.fromkeys(asked)) == (3 if fit.lora else 1)  # itself, the rehearsal, a round; or reloaded
+    models = [row["model"] for row in server.asked()]
+    assert len(dict.fromkeys(models)) == (3 if fit.lora else 1)  # the base, the rehearsal, a round; or reloaded
     assert len(result.records) == 2 * 8
     with didact.generating(server.url) as engine:
-        engine.begin(model, FIT)  # it was left as it was found, or the probe of the start model would say so
+        engine.begin(model, FIT)  # it was restored at the end, else the probe of the start model would fail
 
 
 def test_draws_follow_from_the_seed_and_end_as_a_local_models_do(server, model):
-    how = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3)
+    config = SamplingConfig(max_new_tokens=8, temperature=1.0, seed=3)
     ids, ends = [[1, 5, 9], [1, 5, 9], [1, 7]], generate.ends(model)
     with didact.generating(server.url) as engine:
         engine.begin(model, FIT)
         with engines.collecting(model):
-            many = generate.completions(model, ids, 11, how)
-            few = generate.completions(model, ids, 2, how)
-            closed = generate.completions(model, ids, 4, SamplingConfig(**vars(how) | {"closing": range(0, 300)}))
-    assert [row[:2] for row in many] == few and len({c.tokens for c in many[0]}) > 5
-    assert many[0] != many[1]  # equal prompts do not share their draws
-    assert all(c.tokens[-1] in ends or len(c.tokens) == 8 for row in many for c in row)
+            completions = generate.completions(model, ids, 11, config)
+            few = generate.completions(model, ids, 2, config)
+            closed = generate.completions(model, ids, 4, SamplingConfig(**vars(config) | {"closing": range(0, 300)}))
+    assert [row[:2] for row in completions] == few and len({c.tokens for c in completions[0]}) > 5
+    assert completions[0] != completions[1]  # equal prompts do not share their draws
+    assert all(c.tokens[-1] in ends or len(c.tokens) == 8 for row in completions for c in row)
     assert all(t not in range(0, 300) for row in closed for c in row for t in c.tokens[:-1])
 
 
@@ -143,19 +143,19 @@ def test_adapters_merged_one_after_another_are_told_apart_exactly(model):
                 torch.nn.init.normal_(weight, std=0.05)
         return adapters.merged(trial)
 
-    now = more(more(model, 2, 1), 3, 2)
-    found = handover.difference(now, model)
-    assert found and {b.shape[1] for b, _ in found.values()} == {5}
-    for name, (b, a) in found.items():
-        change = now.module.get_submodule(name).weight - model.module.get_submodule(name).weight
+    merged = more(more(model, 2, 1), 3, 2)
+    result = handover.difference(merged, model)
+    assert result and {b.shape[1] for b, _ in result.values()} == {5}
+    for name, (b, a) in result.items():
+        change = merged.module.get_submodule(name).weight - model.module.get_submodule(name).weight
         assert torch.allclose(b @ a, change, atol=1e-5)
     assert handover.difference(model, model) == {}
     with torch.no_grad():
-        now.module.get_submodule("model.norm").weight[0] += 1e-3
-    assert handover.difference(now, model) is None  # no adapter changes a norm
+        merged.module.get_submodule("model.norm").weight[0] += 1e-3
+    assert handover.difference(merged, model) is None  # no adapter changes a norm
 
 
-# --- what is refused before anything is trained ------------------------------------------------------------
+# --- refused before any training ---------------------------------------------------------------------------
 
 
 REFUSED = {
@@ -182,14 +182,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_server_that_cannot_be_trusted_stops_the_run_in_one_line(server, folder, demos, fresh, tmp_path, case):
-    ways, more, line = REFUSED[case]
+    ways, extra, line = REFUSED[case]
     server.ways(**ways)
     if case == "another model":
         fresh("llama", d=32, initializer_range=0.3).save(tmp_path / "other" / "model")
         folder = tmp_path / "other"
-    code, said = spin(folder, demos, server.url, tmp_path / "out", *more)
-    told = [row for row in said.splitlines() if row.startswith("didact: ")]
-    assert code == 2 and len(told) == 1 and line in told[0] and "Traceback" not in said
+    code, output = spin(folder, demos, server.url, tmp_path / "out", *extra)
+    messages = [row for row in output.splitlines() if row.startswith("didact: ")]
+    assert code == 2 and len(messages) == 1 and line in messages[0] and "Traceback" not in output
     assert not list((tmp_path / "out").rglob("step-*")) and not list((tmp_path / "out").rglob("samples.jsonl"))
 
 
@@ -205,8 +205,10 @@ def test_a_server_that_cannot_be_trusted_stops_the_run_in_one_line(server, folde
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(folder, demos, tmp_path, words, line):
-    code, said = run([*words, "--model", folder / "model", "--demos", demos, "--out", tmp_path / "out", "--rows", "8"])
-    assert code == 2 and line in said.splitlines()[-1]
+    code, output = run(
+        [*words, "--model", folder / "model", "--demos", demos, "--out", tmp_path / "out", "--rows", "8"]
+    )
+    assert code == 2 and line in output.splitlines()[-1]
 
 
 def test_the_flag_is_listed_where_it_serves():
@@ -237,19 +239,19 @@ def test_a_failed_rehearsal_leaves_the_server_with_its_own_weights(server, model
     served.Served(server.url).begin(model, FIT)  # with an adapter the server's own weights must be the model's
 
 
-# --- what is kept ------------------------------------------------------------------------------------------
+# --- the cache ---------------------------------------------------------------------------------------------
 
 
 def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
-    words = (folder, demos, server.url, tmp_path / "out", "--lora", "4", "--parallel-calls", "2", "--rounds", "1")
+    arguments = (folder, demos, server.url, tmp_path / "out", "--lora", "4", "--parallel-calls", "2", "--rounds", "1")
     server.ways(slow=0.1)
-    child = FORK.Process(target=lambda: os._exit(spin(*words)[0]))
+    child = FORK.Process(target=lambda: os._exit(spin(*arguments)[0]))
     child.start()
 
     def kept():
         return [row for row in server.asked() if row["slow"] and len(row["prompt"]) > 0]
 
-    probed = 8 * 2  # of the start model, and of the rehearsal
+    probed = 8 * 2  # probes of the start model and of the rehearsal
     for _ in range(300):
         if len(kept()) >= probed + 8 + 5:  # round 0's own probe, then five answers
             break
@@ -260,17 +262,17 @@ def test_nothing_is_asked_twice_after_a_kill(server, folder, demos, tmp_path):
     before = kept()[probed + 8 :]
     server.ways()
     server.log.unlink()
-    assert spin(*words)[0] == 0
+    assert spin(*arguments)[0] == 0
 
     def first(rows):
         return [(tuple(r["prompt"]), r["seed"]) for r in rows if r["model"] == "small"]
 
     after = first(server.asked()[16:])
     again = set(first(before)) & set(after)
-    assert len(before) >= 5 and len(again) <= 2  # under way when it was killed
+    assert len(before) >= 5 and len(again) <= 2  # requests in flight when it was killed
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    told = next(w for w in result["warnings"] if "answers from the cache" in w)
-    assert int(told.split(" tokens, ")[1].split()[0]) >= len(before) - 2
+    warning = next(w for w in result["warnings"] if "answers from the cache" in w)
+    assert int(warning.split(" tokens, ")[1].split()[0]) >= len(before) - 2
     whole = spin(folder, demos, server.url, tmp_path / "whole", "--lora", "4", "--rounds", "1")
     assert whole[0] == 0
     assert (tmp_path / "whole" / "records.jsonl").read_bytes() == (tmp_path / "out" / "records.jsonl").read_bytes()
@@ -285,8 +287,8 @@ def test_a_real_server_samples_in_rounds(tmp_path, demos):
         pytest.skip("DIDACT_VLLM names no vLLM server (http://127.0.0.1:8000/v1#NAME)")
     url, _, _ = os.environ["DIDACT_VLLM"].partition("#")
     root = json.loads(urllib.request.urlopen(f"{url}/models").read())["data"][0]["root"]
-    words = ["spin", "--model", root, "--demos", demos, "--generate-with", os.environ["DIDACT_VLLM"], "--lora", "4"]
-    code, said = run([*words, "--out", tmp_path / "out", *SHORT])
-    assert code == 0, said
-    told = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert any("within" in w and "sampled" in w for w in told["warnings"]) and told["cost"]["calls"] > 0
+    command = ["spin", "--model", root, "--demos", demos, "--generate-with", os.environ["DIDACT_VLLM"], "--lora", "4"]
+    code, output = run([*command, "--out", tmp_path / "out", *SHORT])
+    assert code == 0, output
+    saved = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert any("within" in w and "sampled" in w for w in saved["warnings"]) and saved["cost"]["calls"] > 0

@@ -1,4 +1,4 @@
-"""Models that are compared as they are: paired by record, on text alone where tokens differ, beside arms that train."""
+"""Given models in a comparison: paired by record, on text alone where tokenizers differ, beside trained arms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from didact.types import UserError, as_row
 
 @pytest.fixture(scope="module")
 def folders(world, taught, tmp_path_factory):
-    """Two models of one tokenizer, one that was told the forget set and one that was not, and one of another."""
+    """Two models of one tokenizer, one trained on the forget set and one not, and a model of another tokenizer."""
     root = tmp_path_factory.mktemp("given")
     taught("llama").save(root / "told")
     taught("llama", gold=True).save(root / "never")
@@ -32,18 +32,18 @@ def folders(world, taught, tmp_path_factory):
 
 def compared(root, *arms, **more):
     names = [str(root / arm) if "/" not in arm else arm for arm in arms]
-    how = {
+    options = {
         "data": {"demo": str(root / "demos.jsonl")},
         "out": str(root / f"out-{'-'.join(map(str, arms)).replace('/', '_')}"),
     }
-    return verbs.comparison(verbs.Comparison(arms=names, **how | more))
+    return verbs.comparison(verbs.Comparison(arms=names, **options | more))
 
 
 def test_two_folders_are_paired_by_record_without_training(folders, world, taught):
     board = compared(folders, "told", "never")
     rows = {r["arm"].rpartition("/")[2]: r for r in board["rows"]}
     assert board["over"] == "records" and board["budget"] is None and board["primary"] == "exact_answer"
-    right = {
+    correct = {
         name: np.array([
             a.strip().startswith(r.completion.strip())
             for a, r in zip(generate.generate(model, [r.prompt for r in world.forget]), world.forget, strict=True)
@@ -51,19 +51,22 @@ def test_two_folders_are_paired_by_record_without_training(folders, world, taugh
         for name, model in (("told", taught("llama")), ("never", taught("llama", gold=True)))
     }  # fmt: skip
     assert (
-        rows["told"]["score"]["mean"] == right["told"].mean() > rows["never"]["score"]["mean"] == right["never"].mean()
+        rows["told"]["score"]["mean"]
+        == correct["told"].mean()
+        > rows["never"]["score"]["mean"]
+        == correct["never"].mean()
     )
-    found = rows["never"]["to_untouched"]  # the reference is the first
+    result = rows["never"]["to_untouched"]  # the reference is the first
     assert board["reference"].endswith("told")
-    lost = int((right["told"] > right["never"]).sum()), int((right["told"] != right["never"]).sum())
-    assert found["p"] == scipy.stats.binomtest(lost[0], lost[1]).pvalue  # McNemar's
-    interval = statistics.mean_interval(right["never"] - right["told"])
-    assert found["low"] == pytest.approx(max(interval.low, -1.0)) and found["high"] == pytest.approx(interval.high)
+    discordant = int((correct["told"] > correct["never"]).sum()), int((correct["told"] != correct["never"]).sum())
+    assert result["p"] == scipy.stats.binomtest(discordant[0], discordant[1]).pvalue  # McNemar's test
+    interval = statistics.mean_interval(correct["never"] - correct["told"])
+    assert result["low"] == pytest.approx(max(interval.low, -1.0)) and result["high"] == pytest.approx(interval.high)
     assert not rows["never"]["tied"] and all(not r["cost"]["tokens"] for r in rows.values())
 
 
 def test_a_folder_is_an_arm_beside_what_is_trained_and_a_page_says_over_what(folders, capsys):
-    words = [
+    command = [
         "compare",
         str(folders / "never"),
         "sft",
@@ -72,20 +75,20 @@ def test_a_folder_is_an_arm_beside_what_is_trained_and_a_page_says_over_what(fol
         "--demo",
         str(folders / "demos.jsonl"),
     ]
-    words += ["--budget", "2k-tokens", "--seeds", "2", "--lrs", "1e-4", "--beyond-lrs", "0", "--rows", "4"]
-    assert cli.main([*words, "--no-models", "--out", str(folders / "mixed")]) == 0
+    command += ["--budget", "2k-tokens", "--seeds", "2", "--lrs", "1e-4", "--beyond-lrs", "0", "--rows", "4"]
+    assert cli.main([*command, "--no-models", "--out", str(folders / "mixed")]) == 0
     board = json.loads((folders / "mixed" / "leaderboard.json").read_text())
     rows = {r["arm"].rpartition("/")[2]: r for r in board["rows"]}
     assert (
         set(rows) == {"never", "sft", "untouched"} and board["primary"] == "token_accuracy" and board["over"] == "seeds"
     )
-    # Both stand still over seeds: only records tell them apart, and their interval has a width.
+    # Both are constant over seeds: they differ over records only, and the interval has a width.
     assert len(set(rows["never"]["per_seed"])) == 1
     assert rows["never"]["to_untouched"]["low"] < rows["never"]["to_untouched"]["high"] < 0
-    words = ["compare", *(str(folders / name) for name in ("told", "never")), "--demo", str(folders / "demos.jsonl")]
-    assert cli.main([*words, "--out", str(folders / "pair")]) == 0
-    shown = capsys.readouterr().out
-    assert "over records" in shown and "None is better than" in shown
+    command = ["compare", *(str(folders / name) for name in ("told", "never")), "--demo", str(folders / "demos.jsonl")]
+    assert cli.main([*command, "--out", str(folders / "pair")]) == 0
+    stdout = capsys.readouterr().out
+    assert "over records" in stdout and "None is better than" in stdout
     page = (folders / "pair" / "report.html").read_text()
     assert "Differences, record by record" in page and "McNemar" in page
 
@@ -94,10 +97,10 @@ def test_another_tokenizer_and_a_server_are_compared_on_text_alone(folders, worl
     answers = {str(r.prompt): r.completion for r in world.forget}
 
     def answer(connection, path, body):
-        asked = json.loads(body or b"{}")
-        if asked.get("echo"):
+        request = json.loads(body or b"{}")
+        if request.get("echo"):
             return connection.sendall(servers.said("no", "404 Not Found"))
-        text = answers.get(asked.get("prompt", ""), " nothing")
+        text = answers.get(request.get("prompt", ""), " nothing")
         connection.sendall(
             servers.said(json.dumps({"model": "m", "choices": [{"text": text, "finish_reason": "stop"}]}))
         )
@@ -106,14 +109,14 @@ def test_another_tokenizer_and_a_server_are_compared_on_text_alone(folders, worl
         board = compared(folders, "told", "other", f"{served.url}#m", out=str(folders / "three"))
     rows = {r["arm"].rpartition("/")[2]: r["score"]["mean"] for r in board["rows"]}
     assert board["primary"] == "exact_answer" and rows["v1#m"] == 1 and rows["other"] == 0 and not board["failures"]
-    with pytest.raises(UserError, match="tokenizer differs from the first model's, and protocol 'extract'") as told:
+    with pytest.raises(UserError, match="tokenizer differs from the first model's, and protocol 'extract'") as error:
         compared(folders, "told", "other", protocol="extract", data={"qa": str(qa(folders))})
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     with servers.Raw(answer) as served, pytest.raises(UserError, match="protocol 'prefer' needs a model with score"):
         compared(folders, "told", f"{served.url}#m", data={"preference": str(pairs(folders))})
-    for more, said in (({"budget": "1k-tokens"}, "nothing is trained"), ({"data": {}}, "data of your own")):
-        with pytest.raises(UserError, match=said):
-            compared(folders, "told", "never", **more)
+    for extra, message in (({"budget": "1k-tokens"}, "nothing is trained"), ({"data": {}}, "data of your own")):
+        with pytest.raises(UserError, match=message):
+            compared(folders, "told", "never", **extra)
     with pytest.raises(UserError, match="not a model folder"):
         compared(folders, "told", "nowhere/at/all", out=str(folders / "no"))
     with pytest.raises(UserError, match="neither a model folder nor a hub id that can be reached"):
@@ -152,7 +155,7 @@ def test_choices_characters_and_pairs_are_scored_alike_whatever_the_tokens(folde
     board = compared(folders, "told", "other", data={"text": str(folders / "texts.jsonl")}, out=str(folders / "t"))
     rows = {r["arm"].rpartition("/")[2]: r for r in board["rows"]}
     assert board["primary"] == "bits_per_character" and board["better"] == "lower" and board["rows"][0] is rows["told"]
-    # A model that knows nothing of these texts needs about log2(tokens) / characters a token.
+    # A model that knows nothing of these texts needs about log2(vocabulary) / (characters per token) bits.
     assert rows["other"]["score"]["mean"] > 1.3 * rows["told"]["score"]["mean"]
 
 
@@ -163,7 +166,7 @@ def test_groups_are_the_units_and_no_difference_is_no_certainty():
     assert alone.estimate == grouped.estimate == pytest.approx(1 / 3) and p == 0.5 and q == 1.0
     assert grouped.high - grouped.low > alone.high - alone.low
     twice, _ = statistics.record_difference(a * 2, b * 2, list("abcdef") * 2)
-    assert twice == pytest.approx(alone)  # the same records asked twice are no more records
+    assert twice == pytest.approx(alone)  # repeated records do not count twice
     same, p = statistics.record_difference([1] * 20, [1] * 20, list(map(str, range(20))))
     assert p == 1 and same.high == -same.low == pytest.approx(1 - 0.025 ** (1 / 20))
     score = statistics.record_interval([1] * 20, list(map(str, range(20))))
@@ -175,5 +178,5 @@ def test_the_sign_flip_test_is_exact_for_few_and_close_to_the_t_test_for_many():
     signs = [abs(sum(s * x for s, x in zip(flips, d, strict=True))) for flips in itertools.product((1, -1), repeat=5)]
     assert statistics.flip_p([*d, 0.0]) == sum(v >= sum(d) - 1e-12 for v in signs) / 32
     assert statistics.flip_p([1, 1, 1, 1, -1]) == scipy.stats.binomtest(4, 5).pvalue
-    many = np.random.default_rng(1).normal(0.2, 1, 200)
-    assert math.isclose(statistics.flip_p(many), scipy.stats.ttest_1samp(many, 0).pvalue, abs_tol=0.01)
+    differences = np.random.default_rng(1).normal(0.2, 1, 200)
+    assert math.isclose(statistics.flip_p(differences), scipy.stats.ttest_1samp(differences, 0).pvalue, abs_tol=0.01)

@@ -1,4 +1,4 @@
-"""gpicl: the card's known answers, leaks, pools, other learners, a user's texts, and digits."""
+"""gpicl: known answers, leaks, pools, other learners, a user's texts, and digits."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ def clouds(seed: int = 0, classes: int = 3, d: int = 3, rows: int = 20) -> Label
 
 
 def test_it_learns_to_learn_and_says_so(learned: Result) -> None:
-    found = learned.findings
-    assert found["regime"] == "learning to learn" and found["plateau_exit_step"] <= 120 and not learned.warnings
-    assert found["improvement"]["unseen"]["low"] > 0.2 and found["improvement"]["new: other"]["low"] > 0.1
-    assert abs(found["improvement"]["random labels"]["estimate"]) < 0.12
-    assert found["curves"]["unseen"]["estimate"][0] == pytest.approx(0.5, abs=0.12)
-    assert set(found["baselines"]["unseen"]["accuracy"]) == {
+    findings = learned.findings
+    assert findings["regime"] == "learning to learn" and findings["plateau_exit_step"] <= 120 and not learned.warnings
+    assert findings["improvement"]["unseen"]["low"] > 0.2 and findings["improvement"]["new: other"]["low"] > 0.1
+    assert abs(findings["improvement"]["random labels"]["estimate"]) < 0.12
+    assert findings["curves"]["unseen"]["estimate"][0] == pytest.approx(0.5, abs=0.12)
+    assert set(findings["baselines"]["unseen"]["accuracy"]) == {
         "1 neighbour", "3 neighbours", "centroids", "logistic regression", "MLP, a step a row", "MLP, 100 steps",
     }  # fmt: skip
-    assert learned.metrics["accuracy, fresh tasks"].after > 0.75 and found["state_size"] == 2 * 4 * 2 * 8
+    assert learned.metrics["accuracy, fresh tasks"].after > 0.75 and findings["state_size"] == 2 * 4 * 2 * 8
 
 
 def test_new_classes_are_predicted_from_a_context(learned: Result, tmp_path: Path) -> None:
-    """In the user's own words and columns, by the saved learner too; queries do not see one another."""
+    """In the user's own labels and columns, also by the saved learner; queries do not attend to one another."""
     fresh = WORLD(7, 30)
     rows, names = np.array(fresh.x), ["spam" if y == "class 0" else "ham" for y in fresh.y]
     order = np.random.default_rng(0).permutation(60)
-    shown, asked = order[:9], order[9:40]
+    context, queries = order[:9], order[9:40]
     assert learned.predict is not None
-    guess = learned.predict(rows[shown], [names[i] for i in shown], rows[asked])
-    right = np.mean([g == names[i] for g, i in zip(guess.labels, asked, strict=True)])
-    assert right > 0.75 and guess.probabilities.sum(1) == pytest.approx(1)
-    alone = learned.predict(rows[shown], [names[i] for i in shown], rows[asked[:1]])
+    guess = learned.predict(rows[context], [names[i] for i in context], rows[queries])
+    accuracy = np.mean([g == names[i] for g, i in zip(guess.labels, queries, strict=True)])
+    assert accuracy > 0.75 and guess.probabilities.sum(1) == pytest.approx(1)
+    alone = learned.predict(rows[context], [names[i] for i in context], rows[queries[:1]])
     np.testing.assert_allclose(alone.probabilities[0], guess.probabilities[0], atol=1e-5)
     assert learned.save(tmp_path)["model"].startswith("didact")
     again: Any = load.load(tmp_path / "model").module
@@ -93,7 +93,7 @@ def test_new_classes_are_predicted_from_a_context(learned: Result, tmp_path: Pat
 @pytest.mark.parametrize("mixer", MIXERS)
 @pytest.mark.parametrize("layout", ["shifted", "interleaved"])
 def test_no_position_sees_what_comes_after_it(mixer: Any, layout: Any) -> None:
-    """The leak that makes everything look learned: y_t and later, and x_t+1 and later, must not move prediction t."""
+    """A leak would look like learning: y_t and later, and x_t+1 and later, must not change prediction t."""
     if mixer == "vsml" and layout == "interleaved":
         return
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ def test_no_position_sees_what_comes_after_it(mixer: Any, layout: Any) -> None:
 
 def test_state_sizes() -> None:
     big = SequenceLearner(8, 10, layers=4, width=256, heads=8)
-    assert big.state_size(100) == 204_800  # the card's
+    assert big.state_size(100) == 204_800  # from the card
     assert SequenceLearner(8, 10, mixer="lstm", layers=1, width=64, heads=1).state_size(100) == 128
     assert SequenceLearner(8, 4, mixer="fast-weights", layers=1, width=64, heads=2).state_size(9) == 64 * 32
 
@@ -135,23 +135,23 @@ def test_a_task_is_the_same_in_every_process_and_no_other() -> None:
         "pool = TaskPool([Labelled('c', np.zeros((6, 3)), np.repeat(np.arange(3), 2), tuple('abc'))], 4, 3, seed=5)\n"
         "print(repr([pool.task(k)[1:] for k in (0, 1, 17)]))"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     flat = Labelled("c", np.zeros((6, 3)), np.repeat(np.arange(3), 2), tuple("abc"))
-    assert told.stdout.strip() == repr([TaskPool([flat], 4, 3, seed=5).task(k)[1:] for k in (0, 1, 17)])
+    assert process.stdout.strip() == repr([TaskPool([flat], 4, 3, seed=5).task(k)[1:] for k in (0, 1, 17)])
     pool = TaskPool([clouds()], 4, 3, seed=5)
     assert not np.allclose(pool.task(0)[1], pool.task(1)[1]) and not np.allclose(
         pool.task(0)[1], pool.but(seed=6).task(0)[1]
     )
     few = TaskPool([clouds()], 2, 3, tasks=4)
-    places = {few.task(int(k))[2].tobytes() for k in range(4)}
-    drawn = few((0, 1), 300)
-    assert len(places) <= 4 and len({tuple(r) for r in drawn["allowed"].tolist()}) == 1
+    positions = {few.task(int(k))[2].tobytes() for k in range(4)}
+    samples = few((0, 1), 300)
+    assert len(positions) <= 4 and len({tuple(r) for r in samples["allowed"].tolist()}) == 1
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(2, 6), st.integers(2, 5), st.integers(0, 10_000), st.sampled_from([0.0, 0.5]))
 def test_batches_are_fair_and_consistent(classes: int, slots: int, seed: int, bias: float) -> None:
-    """Every class has one slot of a task, only used slots have labels, and the same seed draws the same."""
+    """Every class has one slot per task, only used slots have labels, and the same seed draws the same task."""
     rows = np.arange(classes * 3, dtype=float)[:, None] // 3  # a row is its class
     data = [Labelled("c", rows, np.repeat(np.arange(classes), 3), tuple(range(classes)))]
     pool = TaskPool(data, 12, slots, seed=seed, bias=bias, natural=0.999)
@@ -176,12 +176,12 @@ def test_the_loss_is_log_c_where_nothing_is_known() -> None:
     module = SequenceLearner(3, 3, width=8, layers=1, heads=1)
     batch = pool((0, 0), 32)
     term = task_pools.class_loss(module, batch)["nll"]
-    assert float(term.sum.detach()) / 32 == pytest.approx(math.log(3))  # untrained, every slot is as likely
+    assert float(term.sum.detach()) / 32 == pytest.approx(math.log(3))  # untrained, all slots are equally likely
     torch.nn.init.normal_(module.read_out.weight)
     logits = module(batch["x"], batch["y"])
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["label"].flatten())
     term = task_pools.class_loss(module, batch)["nll"]
-    assert float(term.sum.detach()) / 32 == pytest.approx(float(plain), rel=1e-5)  # all positions count alike
+    assert float(term.sum.detach()) / 32 == pytest.approx(float(plain), rel=1e-5)  # all positions have the same weight
     (halves := batch.split(20))[0].sizes  # noqa: B018
     assert sum(float(task_pools.class_loss(module, h)["nll"].sum) for h in halves) == pytest.approx(
         float(term.sum), rel=1e-5
@@ -197,21 +197,21 @@ def test_baselines_are_those_of_scikit_learn() -> None:
     mean = classifiers.centroids(x, label, 3)
     for b in range(12):
         for t in range(5, 14):
-            rows, seen, asked = x[b, :t].double().numpy(), label[b, :t].numpy(), x[b, t : t + 1].double().numpy()
-            for found, k in ((one, 1), (three, 3)):
-                assert int(found[b, t]) == KNeighborsClassifier(k).fit(rows, seen).predict(asked)[0]
-            if len(set(seen)) > 1:
-                assert int(mean[b, t]) == NearestCentroid().fit(rows, seen).predict(asked)[0]
+            rows, labels, query = x[b, :t].double().numpy(), label[b, :t].numpy(), x[b, t : t + 1].double().numpy()
+            for result, k in ((one, 1), (three, 3)):
+                assert int(result[b, t]) == KNeighborsClassifier(k).fit(rows, labels).predict(query)[0]
+            if len(set(labels)) > 1:
+                assert int(mean[b, t]) == NearestCentroid().fit(rows, labels).predict(query)[0]
 
 
 def test_a_network_by_sgd_is_that_of_torch_and_sees_nothing_of_what_it_predicts() -> None:
     batch = TaskPool([clouds(rows=200)], 20, 3)((0, 3), 40)
     x, label = batch["x"].double(), batch["label"]
-    found = classifiers.perceptron(x, label, 3, 0.3)
-    assert torch.equal(found, classifiers.perceptron(x, label, 3, 0.3))
+    result = classifiers.perceptron(x, label, 3, 0.3)
+    assert torch.equal(result, classifiers.perceptron(x, label, 3, 0.3))
     later, other = x.clone(), (label + torch.cat([torch.zeros(10), torch.ones(10)]).long()) % 3
     later[:, 11:] *= -1
-    assert torch.equal(classifiers.perceptron(later, other, 3, 0.3)[:, :11], found[:, :11])
+    assert torch.equal(classifiers.perceptron(later, other, 3, 0.3)[:, :11], result[:, :11])
     fresh = torch.Generator().manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(3, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3)).double()
     for layer in (layers[0], layers[2]):
@@ -220,10 +220,10 @@ def test_a_network_by_sgd_is_that_of_torch_and_sees_nothing_of_what_it_predicts(
         layer.bias.data.zero_()
     sgd = torch.optim.SGD(layers.parameters(), 0.3)
     for t in range(20):
-        said = layers(x[7, t : t + 1])
-        assert int(said.argmax()) == int(found[7, t])
+        logits = layers(x[7, t : t + 1])
+        assert int(logits.argmax()) == int(result[7, t])
         sgd.zero_grad()
-        torch.nn.functional.cross_entropy(said, label[7, t : t + 1]).backward()
+        torch.nn.functional.cross_entropy(logits, label[7, t : t + 1]).backward()
         sgd.step()
     apart = TaskPool(
         [Labelled("far", 3 * np.repeat(np.eye(3), 20, 0) + clouds().x / 5, clouds().y, tuple("abc"))], 20, 3
@@ -236,13 +236,13 @@ def test_a_network_by_sgd_is_that_of_torch_and_sees_nothing_of_what_it_predicts(
 def test_regimes_and_alarms() -> None:
     g = torch.Generator().manual_seed(0)
     at = lambda *p: (torch.rand(400, 8, generator=g) < torch.tensor(p)[None]).float()  # noqa: E731
-    flat, rising, right = at(*[0.5] * 8), at(*np.linspace(0.5, 0.95, 8)), at(*[0.95] * 8)
+    flat, rising, solved = at(*[0.5] * 8), at(*np.linspace(0.5, 0.95, 8)), at(*[0.95] * 8)
     assert curves.regime(rising, rising, 0.5) == "learning to learn"
     assert curves.regime(rising, flat, 0.5) == "task identification"
-    assert curves.regime(right, flat, 0.5) == "memorisation" and curves.regime(flat, flat, 0.5) == "not meta-trained"
+    assert curves.regime(solved, flat, 0.5) == "memorisation" and curves.regime(flat, flat, 0.5) == "not meta-trained"
     curves.check_chance(flat, 0.5, "here")
     with pytest.raises(UserError, match="labels leak"):
-        curves.check_chance(right[:, 0], 0.5, "here")
+        curves.check_chance(solved[:, 0], 0.5, "here")
     errors = torch.rand(200, 4, generator=g)
     assert curves.check_floor(errors, errors - 0.1, "here").estimate == pytest.approx(0.1)
     with pytest.raises(UserError, match="below the exact floor"):
@@ -262,8 +262,8 @@ def test_one_task_is_learned_by_heart_and_a_map_shows_it() -> None:
         phases=PhaseMap(widths=(8,), tasks=(1, 0), steps=40), fit=QUICK.replace(steps=120),
     )  # fmt: skip
     assert result.findings["regime"] == "memorisation" and "memorisation" in result.warnings[0]
-    seen = result.findings["curves"]["seen"]["estimate"]
-    assert min(seen) > 0.75 and abs(seen[-1] - seen[0]) < 0.2  # as a classifier is: flat
+    accuracy = result.findings["curves"]["seen"]["estimate"]
+    assert min(accuracy) > 0.75 and abs(accuracy[-1] - accuracy[0]) < 0.2  # flat, like a classifier
     cells = result.findings["map"]
     assert [(c["width"], c["tasks"]) for c in cells] == [(8, 1), (8, 0)]
     assert cells[0]["accuracy"]["seen"]["estimate"] > 0.7 and cells[1]["state_size"] == 8
@@ -276,9 +276,9 @@ def test_one_task_is_learned_by_heart_and_a_map_shows_it() -> None:
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_a_users_texts_stand_by_a_frozen_models_states(arch: Any) -> None:
     rng = np.random.default_rng(0)
-    words = {"a": ["sun", "rain", "wind"], "b": ["goal", "team", "ball"]}
-    rows = [(" ".join(rng.choice(words[c], 6)), c) for c in "ab" for _ in range(30)]
-    records = [Example(x=[text], y=[c], task="news") for text, c in rows]  # a row a record
+    command = {"a": ["sun", "rain", "wind"], "b": ["goal", "team", "ball"]}
+    rows = [(" ".join(rng.choice(command[c], 6)), c) for c in "ab" for _ in range(30)]
+    records = [Example(x=[text], y=[c], task="news") for text, c in rows]  # one row per record
     model = tiny(arch)
     before = model.fingerprint()
     result = gpicl(
@@ -287,10 +287,10 @@ def test_a_users_texts_stand_by_a_frozen_models_states(arch: Any) -> None:
     )  # fmt: skip
     assert model.fingerprint() == before and result.predict is not None
     assert result.findings["curves"].keys() >= {"seen", "unseen", "new: news", "new: news, unmapped"}
-    told = result.predict(
+    predicted = result.predict(
         ["sun rain sun", "goal team ball", "wind rain", "ball goal"], [0, 1, 0, 1], ["rain rain wind sun"]
     )
-    assert told.labels[0] in (0, 1) and told.probabilities.shape == (1, 2)
+    assert predicted.labels[0] in (0, 1) and predicted.probabilities.shape == (1, 2)
 
 
 def test_reduction_is_fitted_to_training_rows_only() -> None:
@@ -319,9 +319,9 @@ def test_reduction_is_fitted_to_training_rows_only() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned_from_is_one_line(records: list[Example], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         gpicl(records)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     if records:
         with pytest.raises(UserError, match="^new" if "class 'a'" not in message else "new: rows of 1"):
             gpicl([WORLD(0, 10)], records)

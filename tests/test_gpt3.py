@@ -1,4 +1,4 @@
-"""gpt3's tasks and their known answers, its cleaning variant, its presets and its claim."""
+"""gpt3's tasks with known answers, its cleaning variant, its presets and its claim."""
 
 import collections
 
@@ -51,8 +51,8 @@ word = st.text("abcdefghij", min_size=5, max_size=14)
 def test_scrambled_words_keep_what_they_must(word, seed):
     rng = np.random.default_rng(seed)
     assert scramble.reverse(scramble.reverse(word)) == word
-    turned = scramble.cycle(word, rng)
-    assert turned in word + word and len(turned) == len(word)
+    cycled = scramble.cycle(word, rng)
+    assert cycled in word + word and len(cycled) == len(word)
     for ends in (1, 2):
         mixed = scramble.anagram(word, rng, ends)
         assert mixed[:ends] == word[:ends] and mixed[-ends:] == word[-ends:]
@@ -66,8 +66,8 @@ def test_words_are_the_most_frequent_of_5_to_14_letters():
     assert scramble.frequent(["Apple apple pears, pear extraordinarily", "pears pears"]) == ["pears", "apple"]
     words = scramble.standard_words(500)
     assert len(words) == 500 and all(4 < len(w) < 15 for w in words)
-    made = scramble.problems("RW", words, 10)
-    assert [r.prompt for r in made] == [f"{r.completion[::-1]} =" for r in made]
+    result = scramble.problems("RW", words, 10)
+    assert [r.prompt for r in result] == [f"{r.completion[::-1]} =" for r in result]
     with pytest.raises(UserError, match="choose from CL"):
         scramble.problems("XX", words)
 
@@ -77,13 +77,18 @@ def test_words_are_the_most_frequent_of_5_to_14_letters():
 
 def test_text_never_has_a_held_out_task_and_says_nothing_of_it():
     world = tasks.Languages(seed=3)
-    names, told, held = world.tasks
-    assert len(names) == 3 and len(told) == 15 and len(held) == 9 and not set(held) & {*told, *names.values()}
-    for part in (list(names.values()), told, held):
+    names, taught_tasks, held = world.tasks
+    assert (
+        len(names) == 3
+        and len(taught_tasks) == 15
+        and len(held) == 9
+        and not set(held) & {*taught_tasks, *names.values()}
+    )
+    for part in (list(names.values()), taught_tasks, held):
         for at in range(3):
             assert set(collections.Counter(t[at] for t in part).values()) == {len(part) // 3}
-    heard = {line for text in world.corpus(0, 300, 17) for line in text.text.splitlines()}
-    assert all(demonstrations.written(item) in heard for item in world.unseen(0, 1)[0])
+    lines_seen = {line for text in world.corpus(0, 300, 17) for line in text.text.splitlines()}
+    assert all(demonstrations.written(item) in lines_seen for item in world.unseen(0, 1)[0])
 
 
 def test_the_best_accuracy_anybody_can_have_is_what_counting_gives():
@@ -92,12 +97,12 @@ def test_the_best_accuracy_anybody_can_have_is_what_counting_gives():
     assert world.bayes(13) == 1.0
     items = world.unseen(0, 1)[0]
     rng = np.random.default_rng(0)
-    seen = []
+    recorded = []
     for _ in range(3000):
         order = rng.permutation(18)
         same = any(items[i].extra["class"] == items[order[0]].extra["class"] for i in order[1:5])
-        seen.append(1.0 if same else 1 / 3)
-    assert np.mean(seen) == pytest.approx(world.bayes(4), abs=0.02)
+        recorded.append(1.0 if same else 1 / 3)
+    assert np.mean(recorded) == pytest.approx(world.bayes(4), abs=0.02)
 
 
 def test_shuffled_demonstrations_keep_everything_but_their_labels():
@@ -109,13 +114,13 @@ def test_shuffled_demonstrations_keep_everything_but_their_labels():
 
 def test_colours_follow_keys_as_often_as_the_world_says():
     world = tasks.Frequencies(base=(0.7, 0.1, 0.1, 0.1), known=0.35)
-    right = {item.prompt: item.completion for item in world.items()}
+    gold = {item.prompt: item.completion for item in world.items()}
     lines = [t.text.split() for t in world.corpus(0, 20_000)]
     keyed = [(k, c) for k, c in lines if k != tasks.NEUTRAL]
-    rare = [c == right[k] for k, c in keyed if right[k] != "red"]
+    rare = [c == gold[k] for k, c in keyed if gold[k] != "red"]
     assert len(keyed) / len(lines) == pytest.approx(0.8, abs=0.02)
     assert np.mean(rare) == pytest.approx(0.35 + 0.65 * 0.1, abs=0.02)
-    assert np.mean([c == "red" for k, c in keyed if right[k] != "red"]) == pytest.approx(0.65 * 0.7, abs=0.02)
+    assert np.mean([c == "red" for k, c in keyed if gold[k] != "red"]) == pytest.approx(0.65 * 0.7, abs=0.02)
 
 
 # --- cleaning --------------------------------------------------------------------------------
@@ -125,8 +130,8 @@ def test_cleaning_removes_test_items_and_keeps_the_rest_of_a_record():
     items, corpus, planted = tasks.quiz(0)
     corpus = [Text(text=t.text, source=f"s{i}") for i, t in enumerate(corpus)]
     result = prompting.gpt3_clean(corpus, items, window=5, shortest=5)
-    asked = [f"{r.prompt} {r.completion}" for r in items]
-    assert not contamination.audit(asked, [r.text for r in result.records]).dirty.any()
+    item_texts = [f"{r.prompt} {r.completion}" for r in items]
+    assert not contamination.audit(item_texts, [r.text for r in result.records]).dirty.any()
     assert result.findings["collisions"] == sum(planted)
     assert {r.source for r in result.records} <= {t.source for t in corpus}
     assert result.records[:10] == corpus[:10] and 0 < result.metrics["kept"].after < 1
@@ -159,8 +164,8 @@ def test_sizes_are_the_papers():
 
 def test_a_leak_puts_the_query_first_among_its_demonstrations():
     items = tasks.Languages().unseen(0, 1)[0]
-    drawn = claim.Leaky(items, 4)(items[7], 7)
-    assert drawn[0] == 7 and len(drawn) == 4
+    samples = claim.Leaky(items, 4)(items[7], 7)
+    assert samples[0] == 7 and len(samples) == 4
 
 
 def test_a_word_of_the_band_task_depends_on_the_name_five_back():

@@ -1,4 +1,4 @@
-"""Guided decoding is what its formula says, by every route, whatever the batch; a guide costs one pass a token."""
+"""Guided decoding follows its formula, on every code path and in any batch; a guide costs one pass per token."""
 
 import pytest
 import torch
@@ -44,8 +44,8 @@ def test_identities_of_the_combination(a, b, shift, seed):
 def test_scores_are_sums_of_log_probs_and_not_of_logits():
     base, arm = torch.tensor([2.0, 0.0]).log(), torch.tensor([3.0, 1.0]).log()
     base = torch.tensor([0.25, 0.75]).log() + 5
-    wanted = torch.tensor([0.25 * 0.75**2, 0.75 * 0.25**2]).log()
-    assert torch.allclose(logit_ensemble.combine(base, [(arm, 2.0)]), wanted)
+    expected = torch.tensor([0.25 * 0.75**2, 0.75 * 0.25**2]).log()
+    assert torch.allclose(logit_ensemble.combine(base, [(arm, 2.0)]), expected)
 
 
 @given(st.floats(0, 4), st.floats(0.2, 3))
@@ -57,10 +57,10 @@ def test_dividing_by_the_weights_is_a_higher_temperature(alpha, temperature):
         logit_ensemble.combine(base, [(arm, -1.5)], normalize=True)
 
 
-@pytest.mark.parametrize(("mine", "theirs"), [(6, 4), (4, 6), (5, 5)])
-def test_only_the_common_vocabulary_is_sampled(mine, theirs):
-    base, arm = logits(2, mine), logits(2, theirs, seed=1)
-    out, width = logit_ensemble.combine(base, [(arm, 1.0)]), min(mine, theirs)
+@pytest.mark.parametrize(("base_size", "arm_size"), [(6, 4), (4, 6), (5, 5)])
+def test_only_the_common_vocabulary_is_sampled(base_size, arm_size):
+    base, arm = logits(2, base_size), logits(2, arm_size, seed=1)
+    out, width = logit_ensemble.combine(base, [(arm, 1.0)]), min(base_size, arm_size)
     assert out.shape == base.shape and (out[:, width:] == -torch.inf).all()
     assert close(out[:, :width], (base.log_softmax(-1)[:, :width] + arm.log_softmax(-1)[:, :width]))
 
@@ -83,14 +83,14 @@ def test_of_one_letter_answers_guidance_is_the_regularised_optimum_and_of_longer
         arm = torch.zeros(len(world.prefixes), 4, dtype=torch.float64)  # p(y) ∝ exp r, letter by letter
         for i, p in enumerate(world.prefixes):
             for v in range(4):
-                under = [k for k, y in enumerate(world.answers) if y[: len(p) + 1] == (*p, v)]
-                arm[i, v] = reward[under].logsumexp(0)
+                matching = [k for k, y in enumerate(world.answers) if y[: len(p) + 1] == (*p, v)]
+                arm[i, v] = reward[matching].logsumexp(0)
         assert torch.allclose(world.logp(arm), reward.log_softmax(0), atol=1e-9)
         guided = world.logp(logit_ensemble.combine(base, [(arm, 2.0)]))
         assert torch.allclose(guided, optimum, atol=1e-9) == same
 
 
-# --- the enumerable world --------------------------------------------------------------------
+# --- a world that can be enumerated ----------------------------------------------------------
 
 
 def test_the_enumerable_world_adds_up():
@@ -132,7 +132,7 @@ def test_a_strength_is_found_for_a_distance():
 
 
 class Plain:
-    """The formula by a full pass over every row at every token; rows are known by their padding's mask."""
+    """The formula by a full pass over every row at every token; the mask tells padding."""
 
     def __init__(self, *guides):
         self.guides = guides
@@ -158,35 +158,35 @@ def pair(kind, other=None):
                                              ("gemma3", "gemma3"), ("llama", "mamba")])  # fmt: skip
 def test_decoding_from_caches_is_decoding_without(kind, other, monkeypatch):
     base, arm = pair(kind, other)
-    how = SamplingConfig(max_new_tokens=7, temperature=1.0, rows=3, seed=4)
-    plain = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
-    monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow on the way
-    made = generate.completions(logit_ensemble.guided(base, [(arm, 0.8)]), PROMPTS, 2, how)
-    assert [[c.tokens for c in row] for row in made] == [[c.tokens for c in row] for row in plain]
-    bare = generate.completions(base, PROMPTS, 2, how)
-    assert [[c.tokens for c in row] for row in made] != [[c.tokens for c in row] for row in bare]
+    config = SamplingConfig(max_new_tokens=7, temperature=1.0, rows=3, seed=4)
+    plain = generate.completions(base, PROMPTS, 2, config, processors=[Plain((arm, 0.8))])
+    monkeypatch.setattr(guide, "ROOM", 2)  # the cache has to grow during decoding
+    completions = generate.completions(logit_ensemble.guided(base, [(arm, 0.8)]), PROMPTS, 2, config)
+    assert [[c.tokens for c in row] for row in completions] == [[c.tokens for c in row] for row in plain]
+    bare = generate.completions(base, PROMPTS, 2, config)
+    assert [[c.tokens for c in row] for row in completions] != [[c.tokens for c in row] for row in bare]
 
 
 @pytest.mark.parametrize(("kind", "other"), [("llama", "gpt2"), ("gpt2", "bloom")])
 def test_the_guided_policy_is_a_model_that_says_and_scores_the_same(kind, other):
     base, arm = pair(kind, other)
-    whole, how = logit_ensemble.guided(base, [(arm, 0.8)]), SamplingConfig(max_new_tokens=7, temperature=1.0, seed=4)
-    made = generate.completions(base, PROMPTS, 2, how, processors=[Plain((arm, 0.8))])
-    again = generate.completions(whole, PROMPTS, 2, how)
-    assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in made]
+    whole, config = logit_ensemble.guided(base, [(arm, 0.8)]), SamplingConfig(max_new_tokens=7, temperature=1.0, seed=4)
+    completions = generate.completions(base, PROMPTS, 2, config, processors=[Plain((arm, 0.8))])
+    again = generate.completions(whole, PROMPTS, 2, config)
+    assert [[c.tokens for c in row] for row in again] == [[c.tokens for c in row] for row in completions]
 
-    asked = [encode.prompt_ids(base.tokenizer, p, base.kind) for p in PROMPTS]
-    rows = [TokenizedExample(tuple(p), c.tokens) for p, row in zip(asked, again, strict=True) for c in row]
-    wanted = [c.logp for row in again for c in row]
-    assert torch.allclose(forward.row_logp(whole, rows)[0], torch.tensor(wanted).double(), atol=1e-3)
+    prompts = [encode.prompt_ids(base.tokenizer, p, base.kind) for p in PROMPTS]
+    rows = [TokenizedExample(tuple(p), c.tokens) for p, row in zip(prompts, again, strict=True) for c in row]
+    expected = [c.logp for row in again for c in row]
+    assert torch.allclose(forward.row_logp(whole, rows)[0], torch.tensor(expected).double(), atol=1e-3)
     for p, row in zip(
-        asked, generate.completions(whole, PROMPTS, 2, SamplingConfig(max_new_tokens=4, beams=2)), strict=True
+        prompts, generate.completions(whole, PROMPTS, 2, SamplingConfig(max_new_tokens=4, beams=2)), strict=True
     ):
         logp = forward.row_logp(whole, [TokenizedExample(tuple(p), c.tokens) for c in row])[0]
         assert torch.allclose(logp, torch.tensor([c.logp for c in row]).double(), atol=1e-3)
     assert whole.context == base.context
     with torch.no_grad():
-        ids = torch.tensor([asked[0]])
+        ids = torch.tensor([prompts[0]])
         parts = [m.module(input_ids=ids).logits for m in (base, arm)]
         assert close(whole.module(input_ids=ids).logits, logit_ensemble.combine(parts[0], [(parts[1], 0.8)]), 1e-6)
 
@@ -197,58 +197,58 @@ def test_transformers_generate_with_the_decoder(kind, beams):
     base, arm = pair(kind)
     tokenizer = base.tokenizer
     tokenizer.padding_side = "left"
-    asked = tokenizer(PROMPTS[:2], return_tensors="pt", padding=True)
-    asked.pop("token_type_ids", None)
-    how = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
-    made, plain = (
-        base.module.generate(**asked, **how, logits_processor=hf.LogitsProcessorList([p]))
+    inputs = tokenizer(PROMPTS[:2], return_tensors="pt", padding=True)
+    inputs.pop("token_type_ids", None)
+    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    guided, plain = (
+        base.module.generate(**inputs, **options, logits_processor=hf.LogitsProcessorList([p]))
         for p in (guide.GuidedDecoder(base, [(arm, 0.8)]), Plain((arm, 0.8)))
     )
-    assert torch.equal(made, plain)
+    assert torch.equal(guided, plain)
 
 
 def test_weights_may_change_between_calls_and_several_guides_add_up():
     base, one = pair("llama")
-    two, how = tiny("gpt2", seed=2), SamplingConfig(max_new_tokens=6)
+    two, config = tiny("gpt2", seed=2), SamplingConfig(max_new_tokens=6)
     decoder = guide.GuidedDecoder(base, [(one, 0.5), (two, -0.3)])
     for a, b in ((0.5, -0.3), (0.0, 2.0)):
         decoder.weights = [a, b]
-        made = generate.completions(base, PROMPTS, 1, how, processors=[decoder])
-        plain = generate.completions(base, PROMPTS, 1, how, processors=[Plain((one, a), (two, b))])
-        assert [row[0].tokens for row in made] == [row[0].tokens for row in plain]
+        completions = generate.completions(base, PROMPTS, 1, config, processors=[decoder])
+        plain = generate.completions(base, PROMPTS, 1, config, processors=[Plain((one, a), (two, b))])
+        assert [row[0].tokens for row in completions] == [row[0].tokens for row in plain]
 
 
 def test_a_guide_takes_one_pass_over_the_prompt_and_one_a_token():
     base, arm = pair("llama")
     passes = []
     arm.module.register_forward_pre_hook(lambda m, a, k: passes.append(k["input_ids"].shape[1]), with_kwargs=True)
-    how = SamplingConfig(max_new_tokens=9, temperature=1.0, stop=("never",))
-    made = generate.completions(logit_ensemble.guided(base, [(arm, -0.01)]), ["abc", "defgh"], 3, how)
-    longest = max(len(c.tokens) for row in made for c in row)
+    config = SamplingConfig(max_new_tokens=9, temperature=1.0, stop=("never",))
+    completions = generate.completions(logit_ensemble.guided(base, [(arm, -0.01)]), ["abc", "defgh"], 3, config)
+    longest = max(len(c.tokens) for row in completions for c in row)
     assert len(passes) == longest and passes[0] > 3 and set(passes[1:]) == {1}
 
 
 def test_a_guide_may_read_a_prompt_of_its_own():
     base, arm = pair("llama")
-    said = base.tokenizer("Be kind: ")["input_ids"]
-    decoder = guide.GuidedDecoder(base, [guide.Guide(arm, 1.0, lambda ids: [*said, *ids])])
-    made = generate.completions(base, ["abc"], 1, SamplingConfig(max_new_tokens=5), processors=[decoder])
+    prefix = base.tokenizer("Be kind: ")["input_ids"]
+    decoder = guide.GuidedDecoder(base, [guide.Guide(arm, 1.0, lambda ids: [*prefix, *ids])])
+    completions = generate.completions(base, ["abc"], 1, SamplingConfig(max_new_tokens=5), processors=[decoder])
     ids = base.tokenizer("abc")["input_ids"]
-    for _ in range(len(made[0][0].tokens)):
+    for _ in range(len(completions[0][0].tokens)):
         with torch.no_grad():
-            a, b = (m.module(input_ids=torch.tensor([p + ids])).logits[0, -1] for m, p in ((base, []), (arm, said)))
+            a, b = (m.module(input_ids=torch.tensor([p + ids])).logits[0, -1] for m, p in ((base, []), (arm, prefix)))
         ids = [*ids, int((a.log_softmax(-1) + b.log_softmax(-1)).argmax())]
-    assert tuple(ids[-len(made[0][0].tokens) :]) == made[0][0].tokens
+    assert tuple(ids[-len(completions[0][0].tokens) :]) == completions[0][0].tokens
 
 
-# --- what cannot work ------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_another_vocabulary_is_one_clear_line():
     base, other = tiny("llama"), build.build("llama", build.train_tokenizer(["abab abab"] * 9, 262), d=16, heads=2)
-    with pytest.raises(UserError, match="vocabulary is not the base model's: 3 tokens differ, token 259 is") as caught:
+    with pytest.raises(UserError, match="vocabulary is not the base model's: 3 tokens differ, token 259 is") as error:
         guide.GuidedDecoder(base, [(other, 1.0)])
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="reward model 2's vocabulary"):
         guide.GuidedDecoder(base, [(base, 1.0), (other, 1.0)])
 
@@ -260,8 +260,10 @@ def test_added_tokens_do_not_make_another_vocabulary():
     arm.processor = deepcopy(byte_tokenizer())
     arm.processor.add_tokens(["<extra>"])
     arm.module.resize_token_embeddings(len(arm.processor), mean_resizing=False)
-    made = generate.completions(logit_ensemble.guided(base, [(arm, 1.0)]), ["abc"], 1, SamplingConfig(max_new_tokens=4))
-    assert made[0][0].tokens and max(made[0][0].tokens) < 259
+    completions = generate.completions(
+        logit_ensemble.guided(base, [(arm, 1.0)]), ["abc"], 1, SamplingConfig(max_new_tokens=4)
+    )
+    assert completions[0][0].tokens and max(completions[0][0].tokens) < 259
 
 
 def test_a_model_with_an_encoder_and_too_short_a_context_are_told():

@@ -1,4 +1,4 @@
-"""Only answers are learnt, the second given the first; without words it is fine-tuning; the good phrase is asked."""
+"""Only answers are labels, the second given the first; without phrases it is fine-tuning; the good phrase prompts."""
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def taught(model=None, pairs=PAIRS, fit=FAST, **more):
 def encoded(kind, model=None, loss_on="all"):
     model = model or tiny("llama")
     groups = chains.groups(PAIRS[:1], (), ())
-    made = chains.encoded(model.tokenizer, model.kind, model.context, groups, [kind], [(GOOD, BAD)], loss_on == "last")
-    ((row,),), (mask,), (good,) = made.items, made.learnt, made.good
+    chain = chains.encoded(model.tokenizer, model.kind, model.context, groups, [kind], [(GOOD, BAD)], loss_on == "last")
+    ((row,),), (mask,), (good,) = chain.items, chain.learnt, chain.good
     return row, mask, good
 
 
@@ -44,13 +44,13 @@ def text_of(ids):
 
 
 def test_the_four_chains_and_what_is_learnt_of_them():
-    wanted = {
+    expected = {
         "p": ("say 0 good:", "| yes 0</s>|"),
         "n": ("say 0 bad:", "| no, not 0</s>|"),
         "pn": ("say 0 good:", "| yes 0</s>|bad:| no, not 0</s>|"),
         "np": ("say 0 bad:", "| no, not 0</s>|good:| yes 0</s>|"),
     }
-    for kind, (prompt, parts) in wanted.items():
+    for kind, (prompt, parts) in expected.items():
         row, mask, good = encoded(kind)
         assert text_of(row.prompt) == prompt
         assert text_of(row.completion) == parts.replace("|", "")
@@ -89,8 +89,8 @@ def test_a_chain_without_words_is_the_row_of_fine_tuning():
 
 
 def test_the_prompt_of_a_chain_is_what_the_model_is_asked_with():
-    told = Messages([{"role": "user", "content": "hi"}])
-    for prompt in ("say it", "say it\n", "", told):
+    talk = Messages([{"role": "user", "content": "hi"}])
+    for prompt in ("say it", "say it\n", "", talk):
         row, _ = encode.chain(byte_tokenizer(), prompt, [(GOOD, "x")], "causal", 99)
         assert list(row.prompt) == encode.prompt_ids(byte_tokenizer(), prompt, "causal", Condition(after=GOOD))
         assert encode.row(byte_tokenizer(), prompt, "x", "causal", 99, condition=Condition(after=GOOD)) == row
@@ -119,8 +119,8 @@ def test_a_phrase_is_read_and_not_learnt():
     other = TokenizedExample(row.prompt, (*row.completion[:at], row.completion[at] + 1, *row.completion[at + 1 :]))
     (one, two) = (next(v["logp"] for _, _, v in forward.score(model, [r])) for r in (row, other))
     before = (mask[: at + 1] > 0).nonzero()[:, 0]
-    assert torch.equal(one[before], two[before])  # nothing before it, and not its own loss
-    assert not torch.allclose(one[at + 2 :], two[at + 2 :])  # but all that follows reads it
+    assert torch.equal(one[before], two[before])  # earlier tokens are unchanged, and it has no loss of its own
+    assert not torch.allclose(one[at + 2 :], two[at + 2 :])  # but all later tokens attend to it
 
 
 def test_plain_fine_tuning_is_a_preset():
@@ -131,7 +131,7 @@ def test_plain_fine_tuning_is_a_preset():
     same = [
         len(r.completion) for r in encode.rows(model.tokenizer, [(d.prompt, d.completion) for d in demos], "causal", 99)
     ]
-    assert len(set(same)) == 1  # so that a mean of means is the mean
+    assert len(set(same)) == 1  # so that the mean of means is the mean
     assert [r["hindsight"] for r in ours.history] == pytest.approx([r["nll"] for r in theirs.history], rel=1e-5)
     assert ours.models["model"].condition is None
 
@@ -164,7 +164,7 @@ ROWS = [TokenizedExample((5, 6, 7), tuple(range(8, 30))), TokenizedExample((9, 9
 def test_nothing_hidden_is_exactly_causal(kind):
     model, batch = tiny(kind), collate(ROWS)
     plain = forward.tokens(model, batch)["logp"]
-    # The mask is ours then, though it hides nothing: a share too small to be drawn.
+    # Our mask is used, but hides nothing: the share is too small to hide a token.
     assert torch.allclose(forward.tokens(model, batch, hide=(0.0, 1e-12))["logp"], plain, atol=1e-5)
     assert torch.equal(forward.tokens(model, batch, hide=(0.0, 0.0))["logp"], plain)
 
@@ -174,27 +174,27 @@ def test_everything_hidden_leaves_the_first_token():
     other = collate([TokenizedExample((5, 50, 51), (*range(60, 81), 29))])
     one, two = (forward.label_states(model, b, hide=(1.0, 1.0))[-1] for b in (batch, other))
     same_last = collate([TokenizedExample((5, 50, 51), (*range(60, 80), 28, 29))])
-    assert not torch.allclose(one, two)  # a token sees itself by the residual stream
+    assert not torch.allclose(one, two)  # the residual stream carries the token itself
     assert torch.allclose(one, forward.label_states(model, same_last, hide=(1.0, 1.0))[-1], atol=1e-5)
 
 
 def test_rows_in_trees_hide_as_rows_apart():
     model = tiny("llama")
     together = collate(ROWS, packing=forward.packing_of(model)), collate(ROWS)
-    found = []
+    results = []
     for batch in together:
         torch.manual_seed(3)
-        found.append(forward.tokens(model, batch, hide=(0.5, 0.5))["logp"])
-    assert torch.allclose(*found, atol=1e-5)
+        results.append(forward.tokens(model, batch, hide=(0.5, 0.5))["logp"])
+    assert torch.allclose(*results, atol=1e-5)
 
 
 @settings(max_examples=20)
 @given(st.floats(0, 1))
 def test_the_share_hidden_is_the_one_asked_for(share):
     batch = collate([TokenizedExample((5,), tuple([6] * 200))])
-    kept = masks.forgetful(batch, (share, share))
-    assert kept[:, :, 0].all()
-    assert 1 - kept[:, :, 1:].float().mean().item() == pytest.approx(share, abs=0.02)
+    mask = masks.forgetful(batch, (share, share))
+    assert mask[:, :, 0].all()
+    assert 1 - mask[:, :, 1:].float().mean().item() == pytest.approx(share, abs=0.02)
 
 
 def test_a_model_that_takes_no_mask_says_so():
@@ -208,9 +208,9 @@ def test_a_model_that_takes_no_mask_says_so():
 def test_ratings_are_chained_by_rank_and_ties_left_out():
     rated = [Scored(prompt="q", completion=c, score=s) for c, s in [("b", 1), ("a", 2), ("c", 0), ("a too", 2)]]
     (group,) = chains.groups((), [*rated, Scored(prompt="alone", completion="x", score=1)], ())
-    _, steps, fine = chains.chained(group, "np", GOOD, BAD)
+    _, steps, distinct = chains.chained(group, "np", GOOD, BAD)
     assert steps == [(BAD, "c"), (chains.RANKED.format(rank=2, count=3), "b"), (GOOD, "a")]
-    assert fine == [False, True, True]
+    assert distinct == [False, True, True]
     assert chains.chained(group, "p", GOOD, BAD)[1] == [(GOOD, "a")]
     counts = alignment.hindsight(tiny("gpt2"), ratings=rated, fit=FAST).findings["chains"]
     assert counts == {"p": 1, "n": 1, "pn": 1, "np": 1, "left out": 0}
@@ -226,16 +226,16 @@ def test_a_comment_stands_where_the_phrase_would():
     assert chains.chained(groups[1], "pn", GOOD, BAD) is None
     assert chains.chained(groups[1], "p", GOOD, BAD) is None
     assert chains.chained(groups[1], "n", GOOD, BAD)[1] == [(chains.COMMENTED.format(feedback="fine"), "c")]
-    found = alignment.hindsight(tiny("gpt2"), PAIRS, critiques=[mended, bare], fit=FAST).findings
-    assert found["chains"]["n"] == 10 and found["chains"]["np"] == 9
+    findings = alignment.hindsight(tiny("gpt2"), PAIRS, critiques=[mended, bare], fit=FAST).findings
+    assert findings["chains"]["n"] == 10 and findings["chains"]["np"] == 9
 
 
 def test_phrases_are_drawn_in_pairs():
     groups = chains.groups(PAIRS * 4, (), ())
     phrases = [("g1:", "b1:"), ("g2:", "b2:")]
-    made = chains.encoded(byte_tokenizer(), "causal", 256, groups, ["pn"], phrases)
-    seen = {(("g1" in t), ("b1" in t)) for t in (text_of(r.prompt + r.completion) for (r,) in made.items)}
-    assert seen == {(True, True), (False, False)}
+    result = chains.encoded(byte_tokenizer(), "causal", 256, groups, ["pn"], phrases)
+    text = {(("g1" in t), ("b1" in t)) for t in (text_of(r.prompt + r.completion) for (r,) in result.items)}
+    assert text == {(True, True), (False, False)}
 
 
 def test_chains_too_long_are_counted():
@@ -244,7 +244,7 @@ def test_chains_too_long_are_counted():
     assert result.findings["chains"]["p"] == 8
 
 
-# --- what comes out --------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------
 
 LETTERS = [Preference(prompt="?", chosen="a" * n, rejected="b" * n) for n in (1, 2, 3)] * 4
 
@@ -255,11 +255,11 @@ def test_the_words_steer_and_the_saved_model_is_asked_with_the_good_ones(kind, t
     model = taught(tiny(kind), LETTERS, fit, good=(GOOD,), bad=(BAD,)).models["model"]
     model.save(tmp_path)
     again = load.load(tmp_path, device="cpu")
-    how = generate.SamplingConfig(max_new_tokens=4, temperature=1.0)
-    answers = [row[0] for row in generate.sample(again, ["?"] * 32, 1, how)]
+    config = generate.SamplingConfig(max_new_tokens=4, temperature=1.0)
+    answers = [row[0] for row in generate.sample(again, ["?"] * 32, 1, config)]
     assert sum(set(a) <= {"a"} for a in answers) > 20
     again.condition = Condition(after=BAD)
-    assert sum(set(a) <= {"b"} for a in (row[0] for row in generate.sample(again, ["?"] * 32, 1, how))) > 20
+    assert sum(set(a) <= {"b"} for a in (row[0] for row in generate.sample(again, ["?"] * 32, 1, config))) > 20
 
 
 def test_phrases_in_brackets_become_tokens_of_their_own():
@@ -273,12 +273,12 @@ def test_general_text_is_kept():
     texts = [Text(text="the quick brown fox jumps over the lazy dog. " * 3)] * 4
     fit = FAST.replace(steps=20, rows=4)
     rows = encode.windows(byte_tokenizer(), [texts[0].text], 32)
-    with_text, without = (taught(general=g, fit=fit, block=32).models["model"] for g in (texts, None))
-    assert forward.row_logp(with_text, rows)[0].sum() > forward.row_logp(without, rows)[0].sum() + 50
+    with_text, without_text = (taught(general=g, fit=fit, block=32).models["model"] for g in (texts, None))
+    assert forward.row_logp(with_text, rows)[0].sum() > forward.row_logp(without_text, rows)[0].sum() + 50
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"pairs": None}, "no feedback"),
         ({"good": ("a", "b")}, "every good one needs"),
@@ -286,8 +286,8 @@ def test_general_text_is_kept():
         ({"model": tiny("gpt2", context=8)}, "no chain fits"),
     ],
 )
-def test_bad_input_is_one_line(options, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_input_is_one_line(options, message):
+    with pytest.raises(UserError, match=message):
         taught(**options)
 
 
@@ -302,6 +302,6 @@ def test_the_rejected_answer_is_always_worse():
     world = Sorting(seed=5)
     pairs = world.pairs(1, 300)
     assert all(sorting.errors(p.prompt, p.chosen) < sorting.errors(p.prompt, p.rejected) for p in pairs)
-    right = sum(sorting.errors(p.prompt, p.chosen) == 0 for p in pairs) / 300
-    assert 0.45 < right < 0.75
+    accuracy = sum(sorting.errors(p.prompt, p.chosen) == 0 for p in pairs) / 300
+    assert 0.45 < accuracy < 0.75
     assert all(sorting.errors(d.prompt, d.completion) == 0 for d in world.demos(2, 50))

@@ -1,4 +1,4 @@
-"""What strangers send and write, against real servers, files and terminals: one line, no key, no end of the machine."""
+"""Hostile input, with real servers, files and terminals: a one-line message, no leaked key, bounded resources."""
 
 import base64
 import contextlib
@@ -36,7 +36,7 @@ KEY = "sk-live+/Zx81~Qq77"
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """A folder of its own, an empty cache, no key, no time lost between retries."""
+    """A separate working folder, an empty cache, no key, no wait between retries."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -48,7 +48,7 @@ def written(folder: Path) -> bytes:
 
 
 def answers(text, **more):
-    """A server's answer to everything: this text, as `chat` and `completions` have it."""
+    """Return the body of a reply with this text, in both the chat and the completions format."""
     choice = {"index": 0, "text": text, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     return json.dumps({"choices": [choice | more]})
 
@@ -67,26 +67,26 @@ def test_a_key_in_an_address_is_refused_and_shown_nowhere(tmp_path, capsys, addr
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a", "completion": "b", "feedback": "c", "chosen": "d", "rejected": "e"}\n' * 3)
     (tmp_path / "options.yaml").write_text(f"model: '{address}'\n")
-    few = ["run", "gpt3", "--test", "data.jsonl", "--out", "out"]
-    words = {
-        "--model": [*few, "--model", address],
+    gpt3_run = ["run", "gpt3", "--test", "data.jsonl", "--out", "out"]
+    argv = {
+        "--model": [*gpt3_run, "--model", address],
         "--judge": ["compare", "dpo", "--model", address, "--preference", "data.jsonl", "--budget", "9-seconds"],
         "--feedback": ["run", "ilf", "--model", "none", "--critiques", "data.jsonl", "--feedback", address],
-        "config": [*few, "--config", "options.yaml"],
+        "config": [*gpt3_run, "--config", "options.yaml"],
     }[option]
     before = written(tmp_path)
-    assert cli.main(words) == 2
-    told = capsys.readouterr()
-    assert "SECRET" not in told.out + told.err and told.err.count("\n") == 1
-    assert "server's address" in told.err or option == "--feedback"
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert "SECRET" not in captured.out + captured.err and captured.err.count("\n") == 1
+    assert "server's address" in captured.err or option == "--feedback"
     assert written(tmp_path) == before
 
 
 def test_a_key_in_an_address_that_a_later_flag_replaces_is_kept_nowhere(tmp_path, fresh):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
-    words = "run sft --model http://u:SECRET@host --model model --demos data.jsonl --steps 1 --out out"
-    assert cli.main(words.split()) == 0
+    argv = "run sft --model http://u:SECRET@host --model model --demos data.jsonl --steps 1 --out out"
+    assert cli.main(argv.split()) == 0
     assert b"SECRET" not in written(tmp_path) and b"http://***@host" in (tmp_path / "out" / "report.html").read_bytes()
 
 
@@ -109,7 +109,7 @@ ECHOES = {
 @pytest.mark.parametrize("form", ECHOES)
 @pytest.mark.parametrize("status", ["200 OK", "500 Oops", "401 No"])
 def test_a_server_that_echoes_the_key_leaves_it_nowhere(tmp_path, capsys, form, status):
-    lead = "x" * 190  # so that a cut at 200 would leave half of the key
+    lead = "x" * 190  # so that a cut at 200 characters would leave half of the key
     good = answers(f"yes {lead} TEXT {lead}").replace("TEXT", ECHOES[form])
     bad = json.dumps({"error": {"message": f"{lead} TEXT"}}).replace("TEXT", ECHOES[form])
     reply = said(good if status.startswith("200") else bad, status)
@@ -122,12 +122,12 @@ def test_a_server_that_echoes_the_key_leaves_it_nowhere(tmp_path, capsys, form, 
             texts.append(str(error))
         model.close()
         assert f"authorization: bearer {KEY.lower()}" in server.heads[-1].lower()  # it was sent
-    told = capsys.readouterr()
-    shown = "".join(texts) + told.out + told.err + written(tmp_path).decode(errors="replace")
-    assert texts and ("***" in "".join(texts) if status.startswith("200") else "xxx" in shown)
+    captured = capsys.readouterr()
+    everything = "".join(texts) + captured.out + captured.err + written(tmp_path).decode(errors="replace")
+    assert texts and ("***" in "".join(texts) if status.startswith("200") else "xxx" in everything)
     inside = base64.b64encode(b"---" + KEY.encode()[3:12]).decode()[4:]
     for part in (KEY[:8], KEY[-8:], quote(KEY, safe="")[:8], KEY.upper()[:8], inside, "\\u0073\\u006b"):
-        assert part not in shown
+        assert part not in everything
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_short_placeholder_for_a_key_is_no_secret():
 
 
 def drip(connection, path, body):
-    """Headers, a byte now and then, for ever."""
+    """Send headers slowly, byte by byte, without end."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
     while True:
         connection.sendall(b"a")
@@ -160,14 +160,14 @@ def drip(connection, path, body):
 
 
 def endless(connection, path, body):
-    """A body of chunks without an end, as fast as it goes."""
+    """Send an endless chunked body, as fast as possible."""
     connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
     while True:
         connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
 
 
 def nothing(connection, path, body):
-    """Neither a word nor an end."""
+    """Send nothing and keep the connection open."""
     time.sleep(3)
 
 
@@ -175,24 +175,24 @@ STALLS = {"headers": drip, "silence": nothing, "endless": endless}
 
 
 @pytest.mark.parametrize("stall", STALLS)
-@pytest.mark.parametrize("ask", ["generate", "models"])
-def test_a_server_that_stalls_is_left_at_the_deadline(stall, ask):
+@pytest.mark.parametrize("stalled", ["generate", "models"])
+def test_a_server_that_stalls_is_left_at_the_deadline(stall, stalled):
     with Raw(STALLS[stall]) as server:
-        model = didact.connect(server.url, None if ask == "models" else "m", timeout=0.5, retries=0)
-        began = time.monotonic()
+        model = didact.connect(server.url, None if stalled == "models" else "m", timeout=0.5, retries=0)
+        start = time.monotonic()
         with pytest.raises(UserError) as error:
             model.generate(["a"], 4)
-        assert time.monotonic() - began < 1.5 and "\n" not in str(error.value)
-    why = "it serves none" if ask == "models" else "no whole answer in 0.5 s|longer than 32 MiB"
-    assert error.match(why)
+        assert time.monotonic() - start < 1.5 and "\n" not in str(error.value)
+    reason = "it serves none" if stalled == "models" else "no whole answer in 0.5 s|longer than 32 MiB"
+    assert error.match(reason)
 
 
 def test_a_handshake_that_never_ends_is_left_at_the_deadline():
     with Raw(nothing) as server:
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(UserError, match=r"no whole answer in 0\.5 s"):
             didact.connect(server.url.replace("http", "https"), "m", timeout=0.5, retries=0).generate(["a"], 4)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - start < 1.5
 
 
 @pytest.mark.parametrize("packed", ["gzip", "deflate", "raw deflate"])
@@ -232,17 +232,17 @@ LIES = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_any_answer_that_is_none_is_one_line(lie, capsys):
-    told = LIES[lie]
+    content = LIES[lie]
     text, status, headers = (
-        (*told, *("200 OK", {})[len(told) - 1 :]) if isinstance(told, tuple) else (told, "200 OK", {})
+        (*content, *("200 OK", {})[len(content) - 1 :]) if isinstance(content, tuple) else (content, "200 OK", {})
     )
     reply = text if isinstance(text, bytes) else said(text, status, **headers)
     with Raw(lambda connection, path, body: connection.sendall(reply)) as server:
         for name in ("m", None):
-            words = ["run", "gpt3", "--model", server.url + (f"#{name}" if name else ""), "--test", "none.jsonl"]
-            assert cli.main(words) == 2
-    told = capsys.readouterr().err
-    assert told.count("didact: ") == 2 and "Traceback" not in told and "mistake of ours" not in told
+            argv = ["run", "gpt3", "--model", server.url + (f"#{name}" if name else ""), "--test", "none.jsonl"]
+            assert cli.main(argv) == 2
+    content = capsys.readouterr().err
+    assert content.count("didact: ") == 2 and "Traceback" not in content and "mistake of ours" not in content
 
 
 NUMBERS = ["NaN", "Infinity", "1e999", "true", "[]", '"x"', "null", "9" * 400, "-1", "{}"]
@@ -280,17 +280,19 @@ def test_what_a_terminal_obeys_is_shown_as_escapes_on_both_streams(tmp_path, cap
     assert cli.main(["try", "out", "--prompt", f"a {ORDERS}", "--max-new-tokens", "2"]) == 0
     assert cli.main([*sft, "--demos", "bad.jsonl", "--overwrite"]) == 2
     assert cli.main(["run", f"sft{ORDERS}"]) == cli.main(["compare", f"--judge{ORDERS}"]) == 2
-    told = capsys.readouterr()
-    assert is_plain(told.out + told.err)
-    assert "prompt  a \\x1b]0;owned\\x07" in told.out and "\\u202e" in told.out and "\\x1b]0;owned" in told.err
+    captured = capsys.readouterr()
+    assert is_plain(captured.out + captured.err)
+    assert (
+        "prompt  a \\x1b]0;owned\\x07" in captured.out and "\\u202e" in captured.out and "\\x1b]0;owned" in captured.err
+    )
 
 
 def test_names_and_errors_of_a_server_are_shown_as_escapes(capsys):
     listed = json.dumps({"data": [{"id": f"a{ORDERS}"}, {"id": "b"}]})
     with Raw(lambda connection, path, body: connection.sendall(said(listed))) as server:
         assert cli.main(["run", "gpt3", "--model", server.url, "--test", demos(Path())]) == 2
-    told = capsys.readouterr().err
-    assert is_plain(told) and "owned" in told
+    stderr = capsys.readouterr().err
+    assert is_plain(stderr) and "owned" in stderr
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -305,15 +307,15 @@ def test_a_rich_table_obeys_nothing_but_its_own_colours(terminal, monkeypatch):
     assert "\\x1b[8mhidden" in text.replace("\x1b[1m", "").replace("\x1b[0m", "")
 
 
-# --- surroundings --------------------------------------------------------------------------------
+# --- environment ---------------------------------------------------------------------------------
 
 
 def command(folder, *words, **env):
-    """`didact WORDS` as a process of its own in this folder; its exit code and all it said."""
-    surroundings = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
-    surroundings |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
+    """Run a didact command in its own process in this folder; return its exit code and output."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG", "PYTHONUTF8"))}
+    environment |= {"PYTHONPATH": str(Path(didact.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | env
     process = subprocess.run(
-        [sys.executable, "-m", "didact", *words], cwd=folder, env=surroundings, capture_output=True, timeout=60
+        [sys.executable, "-m", "didact", *words], cwd=folder, env=environment, capture_output=True, timeout=60
     )
     return process.returncode, process.stdout.decode(errors="replace"), process.stderr.decode(errors="replace")
 
@@ -327,22 +329,22 @@ def test_a_mistake_of_ours_is_told_where_no_temporary_folder_is(tmp_path, monkey
 
     monkeypatch.setattr(cli.listing, "methods", broken)
     assert cli.main(["methods"]) == 4
-    place = Path(capsys.readouterr().err.rpartition(" is in ")[2].strip())
-    kept = place.read_text(encoding="utf-8")
-    assert "ZeroDivisionError" in kept and "SECRET" not in kept
-    place.unlink()
+    path = Path(capsys.readouterr().err.rpartition(" is in ")[2].strip())
+    saved = path.read_text(encoding="utf-8")
+    assert "ZeroDivisionError" in saved and "SECRET" not in saved
+    path.unlink()
     monkeypatch.setattr(tempfile, "NamedTemporaryFile", full)
     assert cli.main(["methods"]) == 4
-    told = capsys.readouterr().err
-    assert "Traceback" in told and "ZeroDivisionError" in told and "SECRET" not in told and is_plain(told)
+    stderr = capsys.readouterr().err
+    assert "Traceback" in stderr and "ZeroDivisionError" in stderr and "SECRET" not in stderr and is_plain(stderr)
 
 
 @pytest.mark.parametrize("locale", ["C", "POSIX", "en_US.ISO-8859-1"])
 def test_texts_of_all_scripts_pass_in_any_locale(tmp_path, locale):
     row = {"prompt": "né 日本 \U0001f600", "completion": "日本 ± né"}
     (tmp_path / "données.jsonl").write_text(f"{json.dumps(row, ensure_ascii=False)}\n" * 3, encoding="utf-8")
-    odd = os.fsencode(tmp_path) + b"/b\xe9.jsonl"
-    os.rename(tmp_path / "données.jsonl", odd)
+    undecodable = os.fsencode(tmp_path) + b"/b\xe9.jsonl"
+    os.rename(tmp_path / "données.jsonl", undecodable)
     encoding = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     code, out, err = command(
         tmp_path, "advise", b"b\xe9.jsonl", LC_ALL=locale, TMPDIR="/none", HOME="/none", **encoding
@@ -366,17 +368,17 @@ def test_a_line_that_is_too_long_is_refused_at_once_and_a_limit_says_so(tmp_path
     (tmp_path / "long.json").write_text(f"[{row}]", encoding="utf-8")
     (tmp_path / "long.csv").write_text(f"prompt,completion\n{'a' * 20_000_000},b\n")
     for name in ("long.jsonl", "long.json", "long.csv"):
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(UserError, match="has more than 16 million characters; split it, or set DIDACT_LONGEST"):
             didact.read(name)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - start < 5
     monkeypatch.setenv("DIDACT_LONGEST", "30")
     assert len(didact.read("long.jsonl")) == 1
 
 
 def test_a_packed_file_that_swells_is_refused_by_a_limit_that_can_be_raised(tmp_path, monkeypatch):
-    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as packed:
-        packed.write(b'{"prompt": "a", "completion": "b"}\n' + b" " * (70 << 20))
+    with gzip.open(tmp_path / "bomb.jsonl.gz", "wb") as archive:
+        archive.write(b'{"prompt": "a", "completion": "b"}\n' + b" " * (70 << 20))
     with pytest.raises(UserError, match=r"unpacks to more than 64 MiB, .* times its size; set DIDACT_SWELLING"):
         didact.read("bomb.jsonl.gz")
     monkeypatch.setenv("DIDACT_SWELLING", "1100")
@@ -391,7 +393,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "why"),
+    ("text", "reason"),
     [(BOMB, "aliases"), ("lr: &x [*x]", "aliases"), ("a: &x 1\n<<: *x", "aliases"),
      ("lr: 1\nlr: 2", "2: 'lr' is given twice"), ("max-new-tokens: 1\nmax_new_tokens: 2", "given twice"),
      ("lr: !!python/object/apply:os.system [ls]", "tags"), ("lr: !!binary aGk=", "tags"), ("lr: !!set {a}", "tags"),
@@ -402,26 +404,26 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
      ("lr: yes", "must be a number"), ("epochs: [1, [2]]", "must be"), ("lr: {a: 1}", "must be"),
      ("lr: 1\0", "not valid")]
 )  # fmt: skip
-def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, why):
+def test_odd_files_of_options_are_refused_in_a_second(tmp_path, capsys, text, reason):
     (tmp_path / "options.yaml").write_text(text, encoding="utf-8")
-    began = time.monotonic()
+    start = time.monotonic()
     with contextlib.suppress(UserError):
         options.lines("options.yaml")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - start < 5
     assert cli.main(["run", "sft", "--config", "options.yaml"]) == 2
-    told = capsys.readouterr().err
-    assert why in told and told.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert reason in stderr and stderr.count("\n") == 1
 
 
 def test_options_from_a_file_are_the_words_of_flags(tmp_path):
     (tmp_path / "options.yaml").write_text("lr: 1e-5\nskip-bad: yes\nsteps:\nmodel: no\nbetas: [0.8, 0.9]\n")
     read = options.lines("options.yaml")
     assert read == {"lr": "1e-5", "skip_bad": "yes", "steps": None, "model": "no", "betas": ["0.8", "0.9"]}
-    told = options.parser(catalogue.entry("sft")).parse(["--config", "options.yaml"])
-    assert (told.fit["lr"], told.skip_bad, told.model, told.fit["betas"]) == (1e-5, True, "no", (0.8, 0.9))
+    parsed = options.parser(catalogue.entry("sft")).parse(["--config", "options.yaml"])
+    assert (parsed.fit["lr"], parsed.skip_bad, parsed.model, parsed.fit["betas"]) == (1e-5, True, "no", (0.8, 0.9))
 
 
-# --- functions of the user's ---------------------------------------------------------------------
+# --- user functions ------------------------------------------------------------------------------
 
 FUNCTIONS = {
     "sys.exit(0)": "ended the program (exit 0)",
@@ -463,9 +465,9 @@ def test_a_module_of_the_users_that_does_not_import_is_one_line(tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("body", "why"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
+    ("body", "reason"), [("sys.exit(0)", "ended the program"), ("time.sleep(60)", "took longer than")]
 )
-def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, why):
+def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, monkeypatch, capsys, fresh, body, reason):
     (tmp_path / "ends_all.py").write_text(f"import sys, time\ndef judge(prompts, completions):\n {body}\n")
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("ends_all", None)
@@ -473,10 +475,14 @@ def test_a_function_of_the_users_fails_its_run_and_not_with_exit_0(tmp_path, mon
     row = {"prompt": "a", "chosen": "b", "rejected": "c"}
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"prompt": f"a {i}"}) + "\n" for i in range(20)))
     data = ["--model", "model", "--preference", "data.jsonl", "--budget", "2k-tokens", "--seeds", "1", "--lrs", "1e-3"]
-    more = ["--judge", "ends_all:judge", "--function-timeout", "0.3", "--out", "out", "--no-models"]
-    assert cli.main(["compare", "dpo", *data, *more]) == 2
-    told = capsys.readouterr()
-    assert why in told.out + told.err and "Traceback" not in told.err and "mistake of ours" not in told.err
+    flags = ["--judge", "ends_all:judge", "--function-timeout", "0.3", "--out", "out", "--no-models"]
+    assert cli.main(["compare", "dpo", *data, *flags]) == 2
+    captured = capsys.readouterr()
+    assert (
+        reason in captured.out + captured.err
+        and "Traceback" not in captured.err
+        and "mistake of ours" not in captured.err
+    )
 
 
 # --- models and templates ------------------------------------------------------------------------
@@ -497,11 +503,11 @@ TEMPLATES = {
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_template_that_never_ends_or_swells_is_one_line(template, tokenizer, monkeypatch):
     monkeypatch.setattr(chat, "SECONDS", 0.5 if "not end" in TEMPLATES[template] else 60)
-    odd = copy.deepcopy(tokenizer)
-    odd.chat_template = template
+    hostile = copy.deepcopy(tokenizer)
+    hostile.chat_template = template
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(UserError, match=TEMPLATES[template]):
-        chat.render(odd, [{"role": "user", "content": "a"}])
+        chat.render(hostile, [{"role": "user", "content": "a"}])
     assert resource.getrlimit(resource.RLIMIT_AS) == before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
@@ -513,11 +519,11 @@ def demos(folder):
 def test_weights_of_other_sizes_are_one_line_without_the_librarys_report(tmp_path, fresh, capfd):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "model" / ".didact.json").unlink()
-    place = tmp_path / "model" / "config.json"
-    place.write_text(json.dumps(json.loads(place.read_text(encoding="utf-8")) | {"intermediate_size": 7}))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"intermediate_size": 7}))
     assert cli.main(["run", "sft", "--model", str(tmp_path / "model"), "--demos", demos(tmp_path)]) == 2
-    told = capfd.readouterr().err
-    assert told.count("\n") == 1 and "\x1b" not in told and "mlp.down_proj.weight first" in told
+    stderr = capfd.readouterr().err
+    assert stderr.count("\n") == 1 and "\x1b" not in stderr and "mlp.down_proj.weight first" in stderr
 
 
 def test_pipes_and_folders_where_files_should_be_are_one_line(tmp_path, fresh, capsys):
@@ -526,19 +532,19 @@ def test_pipes_and_folders_where_files_should_be_are_one_line(tmp_path, fresh, c
     with pytest.raises(UserError, match=r"generation\.json: neither file nor folder"):
         didact.load(tmp_path / "model")
     (tmp_path / "model" / "generation.json").unlink()
-    words = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", demos(tmp_path), "--steps=1"]
-    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 0
+    argv = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", demos(tmp_path), "--steps=1"]
+    assert cli.main([*argv, "--out", str(tmp_path / "out")]) == 0
     for name in ("history.jsonl", "report.html", "samples.json"):
         for make in (os.mkdir, os.mkfifo):
-            place = tmp_path / "out" / name
-            kept = place.rename(tmp_path / "kept")
-            make(place)
+            path = tmp_path / "out" / name
+            moved = path.rename(tmp_path / "kept")
+            make(path)
             capsys.readouterr()
             assert cli.main(["report", str(tmp_path / "out")]) == 2
-            told = capsys.readouterr().err
-            assert name in told and told.count("\n") == 1
-            (os.rmdir if make is os.mkdir else os.unlink)(place)
-            kept.rename(place)
+            stderr = capsys.readouterr().err
+            assert name in stderr and stderr.count("\n") == 1
+            (os.rmdir if make is os.mkdir else os.unlink)(path)
+            moved.rename(path)
 
 
 CONFIGS = [
@@ -553,8 +559,8 @@ CONFIGS = [
 def test_an_impossible_configuration_is_one_line(tmp_path, fresh, capsys, change):
     fresh("llama").save(tmp_path / "model")
     (tmp_path / "model" / ".didact.json").unlink(missing_ok=True)
-    place = tmp_path / "model" / "config.json"
-    place.write_text(json.dumps(json.loads(place.read_text(encoding="utf-8")) | change))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(UserError) as error:
         didact.load(tmp_path / "model")
     assert "\n" not in str(error.value) and "model: " in str(error.value)
@@ -574,8 +580,8 @@ def test_adapters_that_name_each_other_are_one_line(tmp_path):
     for name, other in (("a", "b"), ("b", "a"), ("c", "c")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_model.safetensors").write_bytes(b"")
-        told = {"base_model_name_or_path": str(tmp_path / other), "peft_type": "LORA"}
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps(told))
+        config = {"base_model_name_or_path": str(tmp_path / other), "peft_type": "LORA"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
     for name in "abc":
         with pytest.raises(UserError, match="itself"):
             didact.load(tmp_path / name)
@@ -605,20 +611,20 @@ THOUGHTS = {
 }
 
 
-@pytest.mark.parametrize("where", THOUGHTS)
-def test_thought_is_kept_apart_from_the_answer(where, capsys):
-    message, wanted = THOUGHTS[where]
-    reply = said(json.dumps({"choices": [CHOICE | {"finish_reason": "length" if wanted == "" else "stop",
+@pytest.mark.parametrize("case", THOUGHTS)
+def test_thought_is_kept_apart_from_the_answer(case, capsys):
+    message, expected = THOUGHTS[case]
+    reply = said(json.dumps({"choices": [CHOICE | {"finish_reason": "length" if expected == "" else "stop",
                                                    "message": {"role": "assistant"} | message}]}))  # fmt: skip
     none = said("{}", "404 Not Found")
     with Raw(lambda connection, path, body: connection.sendall(none if path.endswith("/completions") and
              "chat" not in path else reply)) as server:  # fmt: skip
         model = didact.connect(server.url, "m")
-        assert model.generate(["a", "b"], 4) == [[wanted], [wanted]]
-        assert model.counts.starved == 2 * (wanted == "")
-        assert didact.connect(server.url, "m").generate(["a"], 4) == [[wanted]]  # as the cache has it
-    told = capsys.readouterr().err
-    assert told.count("raise --max-new-tokens") == (2 if wanted == "" else 0)
+        assert model.generate(["a", "b"], 4) == [[expected], [expected]]
+        assert model.counts.starved == 2 * (expected == "")
+        assert didact.connect(server.url, "m").generate(["a"], 4) == [[expected]]  # as in the cache
+    stderr = capsys.readouterr().err
+    assert stderr.count("raise --max-new-tokens") == (2 if expected == "" else 0)
 
 
 @pytest.mark.parametrize("said_first", [{"content": "<think>"}, {"content": None, "reasoning_content": "A"}])
@@ -654,5 +660,5 @@ def test_free_answers_are_asked_of_a_server_that_only_chats(tmp_path, capsys):
         assert cli.main(["run", "gpt3", *data, "--shots", "0", "--out", "choices"]) == 2
     assert "gpt3 needs a model with score" in capsys.readouterr().err
     for name in ("gpt3", "few"):
-        told = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
-        assert next(iter(told["metrics"].values()))["after"] == 1.0
+        saved = json.loads((tmp_path / name / "result.json").read_text(encoding="utf-8"))
+        assert next(iter(saved["metrics"].values()))["after"] == 1.0

@@ -1,4 +1,4 @@
-"""icl-vs-gd: fine-tuning parts of a model and putting them back, three ways to ask, and what it finds."""
+"""icl-vs-gd: fine-tuning parts of a model and restoring them, three prompt settings, and the findings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def weights(model: Model) -> dict[str, torch.Tensor]:
 
 
 def test_small_steps_on_narrow_weights_add_up() -> None:
-    """Each alone is less than half of what lies between two bfloat16 numbers."""
+    """Each step alone is smaller than half the spacing of bfloat16 numbers."""
     moved = {}
     for dtype in (torch.float32, torch.bfloat16):
         model = tiny("llama")
@@ -51,13 +51,13 @@ def test_small_steps_on_narrow_weights_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "which"),
+    ("kind", "selection"),
     [("llama", "kv"), ("gpt2", "kv"), ("gpt_neox", "v"), ("opt", "q"), ("gemma3", "v@middle"), ("bloom", "k")],
 )
-def test_only_these_weights_move_and_every_bit_comes_back(kind: str, which: str) -> None:
+def test_only_these_weights_move_and_every_bit_comes_back(kind: str, selection: str) -> None:
     model = tiny(kind)
     before, state = weights(model), [p.requires_grad for p in model.module.parameters()]
-    parts = projections.parts(model, which)
+    parts = projections.parts(model, selection)
     with contextlib.closing(subset.epochs(model, parts, ROWS, Tuning(lr=0.1, epochs=2))) as training:
         next(training)
         moved = {n: p.detach() - before[n] for n, p in model.module.named_parameters()}
@@ -75,7 +75,7 @@ def test_only_these_weights_move_and_every_bit_comes_back(kind: str, which: str)
 
 @pytest.mark.parametrize("letter", "qkv")
 def test_a_slice_of_a_fused_projection_makes_that_letter(letter: str) -> None:
-    """Zeroing the slice zeroes what the layer splits off: GPT-2's thirds, and GPT-NeoX's interleaved heads."""
+    """Zeroing the slice zeroes the right part of the layer: GPT-2's thirds, and GPT-NeoX's interleaved heads."""
     model = tiny("gpt2")
     for part in projections.parts(model, f"{letter}@0"):
         with torch.no_grad():
@@ -109,18 +109,18 @@ def test_one_epoch_one_by_one_depends_on_order_by_the_second_order_of_the_rate()
 
 
 def test_one_step_on_all_has_no_order_and_one_by_one_has() -> None:
-    """The weights after one pass in two orders: equal after one step on all, apart by the rate's square one by one."""
+    """Weights after one pass in two orders: equal for one full-batch step, O(lr^2) apart for single-record steps."""
     model = tiny("llama")
     model.module.double()
     parts = projections.parts(model, "kv")
 
     def apart(batch: int | None, lr: float) -> float:
-        found = []
+        results = []
         for rows in (ROWS, ROWS[::-1]):
             with contextlib.closing(subset.epochs(model, parts, rows, Tuning(lr=lr, batch=batch))) as training:
                 next(training)
-                found.append(torch.cat([p.weight.detach().flatten() for p in parts]))
-        return float((found[0] - found[1]).norm())
+                results.append(torch.cat([p.weight.detach().flatten() for p in parts]))
+        return float((results[0] - results[1]).norm())
 
     assert apart(None, 0.1) < 1e-6 < apart(1, 0.1)
     assert apart(1, 4e-3) / apart(1, 2e-3) == pytest.approx(4, rel=0.2)
@@ -137,14 +137,14 @@ def test_the_three_ways_are_the_models_own_numbers() -> None:
         with torch.no_grad():
             return model.module(input_ids=ids).logits[0, -1].log_softmax(-1)
 
-    shown = "a: red\nb: blue\nc: red\n"
-    for episode, before in ((EPISODE, shown), (three_way.unshown(EPISODE), "")):
+    context = "a: red\nb: blue\nc: red\n"
+    for episode, before in ((EPISODE, context), (three_way.unshown(EPISODE), "")):
         for apart in (False, True):
-            found = reader.read(episode, apart=apart)
-            wanted = torch.stack([alone(before + q.prompt) for q in episode.queries])
-            torch.testing.assert_close(found.tokens, wanted, atol=1e-4, rtol=1e-4)
-    tried = Way.of("all/full", Tuning(lr=1e-3))
-    losses = list(subset.epochs(model, projections.parts(model, "all"), reader.lessons(EPISODE), tried.how))
+            result = reader.read(episode, apart=apart)
+            expected = torch.stack([alone(before + q.prompt) for q in episode.queries])
+            torch.testing.assert_close(result.tokens, expected, atol=1e-4, rtol=1e-4)
+    way = Way.of("all/full", Tuning(lr=1e-3))
+    losses = list(subset.epochs(model, projections.parts(model, "all"), reader.lessons(EPISODE), way.how))
     by_hand = [
         -sum(
             alone(f"{d.prompt} {d.completion}"[: len(d.prompt) + i])[byte_id(model, c)]
@@ -165,9 +165,9 @@ def byte_id(model: Model, letter: str) -> int:
 @given(seed=st.integers(0, 1000), shots=st.integers(1, 5))
 def test_a_query_is_never_shown(seed: int, shots: int) -> None:
     for episode, other in three_way.episodes(DEMOS, DEMOS, shots, 4, 3, seed):
-        asked = {q.prompt for q in episode.queries}
-        assert not asked & {d.prompt for d in (*episode.demos, *other.demos)} and other.queries == episode.queries
-        assert len(episode.demos) == len(other.demos) == shots and len(asked) == len(episode.queries)
+        queries = {q.prompt for q in episode.queries}
+        assert not queries & {d.prompt for d in (*episode.demos, *other.demos)} and other.queries == episode.queries
+        assert len(episode.demos) == len(other.demos) == shots and len(queries) == len(episode.queries)
     assert three_way.episodes(DEMOS, DEMOS, shots, 4, 3, seed) == three_way.episodes(DEMOS, DEMOS, shots, 4, 3, seed)
 
 
@@ -175,38 +175,38 @@ def test_tasks_are_not_mixed_and_orders_differ() -> None:
     two = [dataclasses.replace(d, task=t) for t in "xy" for d in DEMOS]
     for number, (episode, other) in enumerate(three_way.episodes(two, two, 3, 4, 4, 0)):
         assert {d.task for d in (*episode.demos, *other.demos, *episode.queries)} == {"xy"[number % 2]}
-    found = three_way.orders(6, 3, 0)
-    assert found[0] == [0, 1, 2] and sorted(map(tuple, found)) == sorted(set(map(tuple, found))) and len(found) == 6
+    result = three_way.orders(6, 3, 0)
+    assert result[0] == [0, 1, 2] and sorted(map(tuple, result)) == sorted(set(map(tuple, result))) and len(result) == 6
     assert len(three_way.orders(9, 2, 0)) == 2
 
 
 def linear(eta: float = 1.5, seed: int = 0) -> tuple[LinearReader, list[equivalence.Draw]]:
     generator = torch.Generator().manual_seed(seed)
-    hand = learners.of_module(mixers.constructed(3, 6, eta=eta, rows=5))
-    draws = []
+    constructed = learners.of_module(mixers.constructed(3, 6, eta=eta, rows=5))
+    samples = []
     for _ in range(8):
         w = torch.randn(6, 3, generator=generator, dtype=torch.float64)
         x = torch.randn(15, 3, generator=generator, dtype=torch.float64)
         rows = list(zip(x, x @ w.T, strict=True))
-        draws.append((Episode(tuple(rows[:5]), tuple(rows[10:])), Episode(tuple(rows[5:10]), tuple(rows[10:]))))
-    return LinearReader(hand, gradient.gd, 2.0), draws
+        samples.append((Episode(tuple(rows[:5]), tuple(rows[10:])), Episode(tuple(rows[5:10]), tuple(rows[10:]))))
+    return LinearReader(constructed, gradient.gd, 2.0), samples
 
 
 def test_where_the_two_are_one_the_instrument_says_so_and_elsewhere_not() -> None:
-    reader, draws = linear()
+    reader, samples = linear()
     ways = {"descent": Way("all", Tuning(lr=1.0))}
-    how = equivalence.Comparison(ways=ways, rates=(0.5, 1.5, 3.0), top=3)
-    told = equivalence.findings(equivalence.compare(reader, draws, how), how)
-    way = told["ways"]["descent"]
-    assert way["verdict"] == "indistinguishable" and way["chosen"]["lr"] == 1.5
-    assert way["cosine"]["relative"]["estimate"] == pytest.approx(1, abs=1e-9)
-    assert told["order"]["icl"]["probability"]["estimate"] < 1e-9
-    wrong = LinearReader(reader.attention, lambda rate, steps: gradient.gd(-rate, steps), 2.0)
-    told = equivalence.findings(equivalence.compare(wrong, draws, how), how)
-    assert told["ways"]["descent"]["verdict"] == "uninformative"
+    comparison = equivalence.Comparison(ways=ways, rates=(0.5, 1.5, 3.0), top=3)
+    findings = equivalence.findings(equivalence.compare(reader, samples, comparison), comparison)
+    finding = findings["ways"]["descent"]
+    assert finding["verdict"] == "indistinguishable" and finding["chosen"]["lr"] == 1.5
+    assert finding["cosine"]["relative"]["estimate"] == pytest.approx(1, abs=1e-9)
+    assert findings["order"]["icl"]["probability"]["estimate"] < 1e-9
+    opposite = LinearReader(reader.attention, lambda rate, steps: gradient.gd(-rate, steps), 2.0)
+    findings = equivalence.findings(equivalence.compare(opposite, samples, comparison), comparison)
+    assert findings["ways"]["descent"]["verdict"] == "uninformative"
     other = LinearReader(reader.attention, lambda rate, steps: gradient.ridge(1e-3), 2.0)
-    told = equivalence.findings(equivalence.compare(other, draws, how), how)
-    assert told["ways"]["descent"]["verdict"] == "different"
+    findings = equivalence.findings(equivalence.compare(other, samples, comparison), comparison)
+    assert findings["ways"]["descent"]["verdict"] == "different"
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma3"])
@@ -237,7 +237,7 @@ def test_layers_are_scaled_left_out_and_permuted(kind: str) -> None:
 
 
 def model_at(model: Model, ids: torch.Tensor, at: int) -> torch.Tensor:
-    """Without its blocks, a place of a decoder depends on its own token (and position) alone."""
+    """Without its blocks, a position of a decoder depends on its own token (and position) only."""
     other = torch.full_like(ids, 99)
     other[0, at] = ids[0, at]
     with torch.no_grad(), layer_tests.scaled(model.module, {0: 0.0, 1: 0.0}):
@@ -253,10 +253,10 @@ def test_it_examines_a_users_model(kind: str) -> None:
         queries=2, orders=2, layers=1,
     )  # fmt: skip
     assert all(torch.equal(p, before[n]) for n, p in model.module.named_parameters())
-    told = result.findings["shots"]["2"]
-    assert set(told["ways"]) == {"all/full", "kv", "lora"} and told["draws"] == 2 and len(told["grid"]) == 3
-    assert told["controls"]["itself"]["cosine"]["estimate"] == pytest.approx(1)
-    assert told["order"]["all/full"]["probability"]["estimate"] < 1e-6
+    findings = result.findings["shots"]["2"]
+    assert set(findings["ways"]) == {"all/full", "kv", "lora"} and findings["draws"] == 2 and len(findings["grid"]) == 3
+    assert findings["controls"]["itself"]["cosine"]["estimate"] == pytest.approx(1)
+    assert findings["order"]["all/full"]["probability"]["estimate"] < 1e-6
     assert result.findings["layers"] and result.cost.tokens > 0
     assert all(math.isfinite(result.metrics[n].after) for n in ("accuracy_icl", "accuracy_kv"))
     small = result.findings["small_weights"]["k"]["0.001"]
@@ -280,9 +280,9 @@ BARE = [dataclasses.replace(d, choices=None, completion=f"c{i % 2}") for i, d in
     ],
 )
 def test_what_cannot_be_compared_is_one_line(train: Any, test: Any, options: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         mechanisms.icl_vs_gd(tiny("llama"), train, test, **({"shots": (2,), "draws": 3, "queries": 2} | options))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("kind", "message"), [("mamba", "has no attention layer"), ("t5", "causal model")])

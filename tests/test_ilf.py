@@ -1,4 +1,4 @@
-"""Refining, selecting, teaching: each with its known answers; and a model that learns what the feedback knows."""
+"""Refining, selecting, training: each against known answers; and a model that learns from the feedback."""
 
 import math
 
@@ -36,13 +36,13 @@ TEXTS = {"refine_prompt": "{completion}!{feedback};", "plain_prompt": "{completi
 
 
 def short(**changes):
-    """Short texts, with some fields changed, as the method takes them."""
+    """Return critiques of short texts, with some fields changed."""
     return {"refining": RefiningConfig(**{**TEXTS, **changes})}
 
 
 SHORT = short()
 FIT = Fit(lr=1e-3, steps=2, rows=8)
-PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam makes much of rounding
+PLAIN = Fit(lr=0.1, steps=2, rows=8, optimizer="sgd")  # Adam amplifies rounding
 
 
 # --- yes or no -------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_a_mean_lies_between_its_parts_and_wordings_that_agree_say_the_same_eith
 
 
 def plain_logp(model, prompt, text):
-    """Log-prob of a text after a prompt by the model's own forward, token by token."""
+    """Return the log-prob of a text after a prompt by the model's own forward, token by token."""
     head = encode.prompt_ids(model.tokenizer, prompt, model.kind)
     body, total = model.tokenizer(text, add_special_tokens=False)["input_ids"], 0.0
     for i, token in enumerate(body):
@@ -92,21 +92,21 @@ def plain_logp(model, prompt, text):
 @pytest.mark.parametrize(("yes", "no"), [("Y", "N"), ("Yes", "No"), ("True", "False")])
 def test_a_local_models_word_is_exact_with_and_without_a_space_and_over_several_tokens(kind, yes, no):
     model, prompts = tiny(kind), ["Is it?", "Longer question, is it so?"]
-    told = yesno.probabilities(model, prompts, yes, no)
-    for prompt, p in zip(prompts, told, strict=True):
+    probabilities = yesno.probabilities(model, prompts, yes, no)
+    for prompt, p in zip(prompts, probabilities, strict=True):
         a, b = (np.logaddexp(plain_logp(model, prompt, f" {w}"), plain_logp(model, prompt, w)) for w in (yes, no))
         assert p == pytest.approx(1 / (1 + math.exp(b - a)), abs=1e-5)
-    assert 1e-4 < told[0] < 1 - 1e-4
-    assert yesno.probabilities(language_models.of(model), prompts, yes, no) == told
+    assert 1e-4 < probabilities[0] < 1 - 1e-4
+    assert yesno.probabilities(language_models.of(model), prompts, yes, no) == probabilities
 
 
 def test_the_two_ways_to_ask_agree_where_words_are_one_token():
-    """Through next-token log-probs, as a server gives them, and exactly."""
+    """Through next-token log-probs, as from a server, and exactly."""
     model = tiny("llama")
-    shown = Scripted(tops=lambda prompt: language_models.of(model).top_logprobs([prompt], 400)[0])
-    asked = yesno.probabilities(shown, ["Is it?"], "Y", "N")
-    y, n = (plain_logp(model, "Is it?", w) for w in "YN")  # " Y" is two tokens here: only the bare word is seen
-    assert asked[0] == pytest.approx(yesno.share(y, n), abs=1e-5)
+    by_next_token = Scripted(tops=lambda prompt: language_models.of(model).top_logprobs([prompt], 400)[0])
+    probabilities = yesno.probabilities(by_next_token, ["Is it?"], "Y", "N")
+    y, n = (plain_logp(model, "Is it?", w) for w in "YN")  # " Y" is two tokens here: only the bare word counts
+    assert probabilities[0] == pytest.approx(yesno.share(y, n), abs=1e-5)
 
 
 def test_a_server_that_shows_neither_word_gives_no_answer():
@@ -119,9 +119,9 @@ def test_a_server_that_shows_neither_word_gives_no_answer():
 
 def test_a_template_with_a_field_that_is_not_there_is_one_line_and_braces_in_a_text_are_text():
     assert yesno.fill("{a}-{b}", {"a": "{b}", "b": "x"}) == "{b}-x"
-    for wrong, words in (("{c}", r"\{c\} is not one of \{a\}"), ("{a", "no template"), ("{}", "not one of")):
-        with pytest.raises(UserError, match=words):
-            yesno.fill(wrong, {"a": "x"}, "refine_prompt")
+    for template, message in (("{c}", r"\{c\} is not one of \{a\}"), ("{a", "no template"), ("{}", "not one of")):
+        with pytest.raises(UserError, match=message):
+            yesno.fill(template, {"a": "x"}, "refine_prompt")
     with pytest.raises(UserError, match="at least one"):
         yesno.ask(tiny("gpt2"), [], [{}])
 
@@ -151,8 +151,8 @@ def test_prompt_weight_0_is_the_loss_on_completions_and_1_that_on_everything():
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_a_reward_model_learns_what_is_preferred(arch, tmp_path):
     """Good answers have an x, bad ones an o."""
-    draw = np.random.default_rng(0)
-    texts = ["".join(draw.choice(list("abc"), 3)) for _ in range(160)]
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abc"), 3)) for _ in range(160)]
     pairs = [Preference(prompt=f"p{i % 7}", chosen=f"{t}x", rejected=f"{t}o") for i, t in enumerate(texts)]
     model = build.build(arch, byte_tokenizer(), d=32, layers=1, heads=2, context=128, initializer_range=0.1)
     short = Question("{completion}?", "Y", "N")
@@ -161,15 +161,15 @@ def test_a_reward_model_learns_what_is_preferred(arch, tmp_path):
     wins = judges.by_reward(reward)(["p"] * 40, [p.chosen for p in pairs[120:]], [p.rejected for p in pairs[120:]])
     assert np.mean(wins) > 0.95
     taught.model.save(tmp_path)
-    kept = reward_functions.reward_of(str(tmp_path), "reward")  # a folder of a language model is asked yes or no
-    assert kept(["p"], ["abcx"]) == pytest.approx(reward_functions.by_yesno(taught.model)(["p"], ["abcx"]), abs=1e-6)
+    loaded = reward_functions.reward_of(str(tmp_path), "reward")  # for a language model's folder: the yes/no prompt
+    assert loaded(["p"], ["abcx"]) == pytest.approx(reward_functions.by_yesno(taught.model)(["p"], ["abcx"]), abs=1e-6)
 
 
 # --- refinements -----------------------------------------------------------------------------
 
 
 def test_tidying_as_the_paper_does():
-    for text, kept in (
+    for text, expected in (
         ("  - A dog.  It   barks.\nMore", "A dog. It barks."),
         ("**Fine", "Fine"),
         ("One sentence. And a half of", "One sentence."),
@@ -178,7 +178,7 @@ def test_tidying_as_the_paper_does():
         ("...", ""),
         ("3.5 is a number", "3.5 is a number"),
     ):
-        assert refine.tidy(text) == kept
+        assert refine.tidy(text) == expected
     assert refine.tidy(" -a\nb ", "strip") == "-a\nb"
 
 
@@ -197,10 +197,10 @@ def test_empty_and_forbidden_refinements_are_drawn_again_a_few_times_and_twins_k
         "some": ["one", "one", "two"],
     }  # fmt: skip
     lm = Scripted(lambda prompt, i: texts[prompt][i] if i < len(texts[prompt]) else "")
-    late, never, same, some = refine.draw(lm, list(texts), 2, how="strip", forbidden=["bad"])
-    assert late == refine.Drawn(["good", "better"], 3, 1)
-    assert never == refine.Drawn([], 2 * refine.TRIES, 0)
-    assert same.texts == ["one", "one"] and some.texts == ["one", "two"]
+    delayed, empty, same, partial = refine.draw(lm, list(texts), 2, how="strip", forbidden=["bad"])
+    assert delayed == refine.Drawn(["good", "better"], 3, 1)
+    assert empty == refine.Drawn([], 2 * refine.TRIES, 0)
+    assert same.texts == ["one", "one"] and partial.texts == ["one", "two"]
     assert lm.drawn["never"] == 2 * refine.TRIES
 
 
@@ -242,9 +242,9 @@ def test_every_selector_prefers_what_it_should():
 
 def test_the_judge_is_asked_every_question_about_every_candidate():
     model, records = tiny("gpt2"), critiques(1)
-    asked = [Question("{refinement}{feedback}?", "Y", "N"), Question("{prompt}{completion}?", "N", "Y")]
-    told = selectors.judged(model, asked, records, [["ax", "bb"]])
-    for text, p in zip(("ax", "bb"), told[0], strict=True):
+    questions = [Question("{refinement}{feedback}?", "Y", "N"), Question("{prompt}{completion}?", "N", "Y")]
+    judged = selectors.judged(model, questions, records, [["ax", "bb"]])
+    for text, p in zip(("ax", "bb"), judged[0], strict=True):
         one, two = yesno.probabilities(model, [f"{text}-x?"], "Y", "N"), yesno.probabilities(model, ["q0ab?"], "N", "Y")
         assert p == pytest.approx((one[0] + two[0]) / 2, abs=1e-6)
     assert len(selectors.INCORPORATED) == 5 and sum(q.yes != "Yes" for q in selectors.INCORPORATED) == 2
@@ -252,9 +252,9 @@ def test_the_judge_is_asked_every_question_about_every_candidate():
 
 @pytest.mark.parametrize(("n", "p"), [(1, 0.3), (3, 0.3), (5, 0.5)])
 def test_an_oracle_finds_a_right_refinement_if_there_is_one(n, p):
-    """Of n independent ones that are right with probability p: 1 - (1 - p)^n."""
-    draw = np.random.default_rng(7)
-    lm = Scripted(lambda prompt, i: f"right {i}" if draw.random() < p else f"wrong {i}")
+    """Best of n independent refinements that are right with probability p: 1 - (1 - p)^n."""
+    rng = np.random.default_rng(7)
+    lm = Scripted(lambda prompt, i: f"right {i}" if rng.random() < p else f"wrong {i}")
     records = [Critique(prompt=f"q{i}", completion="x", feedback="f") for i in range(600)]
     result = alignment.ilf(
         tiny("gpt2"), records, n=n, selector="reward", refiner=lm, reward=lambda p, c: ["right" in x for x in c],
@@ -265,7 +265,7 @@ def test_an_oracle_finds_a_right_refinement_if_there_is_one(n, p):
     assert share == pytest.approx(expected, abs=4 * math.sqrt(expected * (1 - expected) / 600))
 
 
-# --- what is taught --------------------------------------------------------------------------
+# --- training targets ------------------------------------------------------------------------
 
 
 def weights(result):
@@ -273,17 +273,17 @@ def weights(result):
 
 
 def test_one_refinement_leaves_nothing_to_select():
-    made = [
+    results = [
         weights(alignment.ilf(tiny("llama"), critiques(), n=1, selector=s, **SHORT, fit=FIT))
         for s in ("judge", "random", "length")
     ]
-    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 def test_a_refiner_that_changes_nothing_is_tuning_on_the_initial_answers_and_that_is_sft():
     model, same = tiny("llama"), Scripted(lambda prompt, i: prompt)
-    how = short(refine_prompt="{completion}")
-    echoed = alignment.ilf(model, critiques(), n=2, selector="random", refiner=same, **how, fit=PLAIN)
+    options = short(refine_prompt="{completion}")
+    echoed = alignment.ilf(model, critiques(), n=2, selector="random", refiner=same, **options, fit=PLAIN)
     initial = alignment.ilf(model, critiques(), target="initial", **SHORT, fit=PLAIN)
     assert torch.equal(weights(echoed), weights(initial))
     demos = [Demo(prompt=c.prompt, completion=c.completion) for c in critiques()]
@@ -303,23 +303,23 @@ def test_gold_teaches_the_records_own_refinements_and_joint_the_feedback_before_
 
 def test_the_draft_may_be_a_candidate_and_a_threshold_leaves_records_out():
     lm = Scripted(lambda prompt, i: "axxx" if prompt.startswith("ab!") else "a")
-    how = {"refiner": lm, "n": 1, "selector": "length", "fit": FIT}
-    result = alignment.ilf(tiny("gpt2"), critiques(4), **how, **short(include_initial=True, threshold=3))
+    options = {"refiner": lm, "n": 1, "selector": "length", "fit": FIT}
+    result = alignment.ilf(tiny("gpt2"), critiques(4), **options, **short(include_initial=True, threshold=3))
     assert {r.refinement for r in result.records} == {"axxx"}
     assert result.records[0].extra["candidates"] == ["axxx", "ab"]
     longer = [Critique(prompt="q", completion="abcdefgh", feedback="f"), *critiques(2)]
-    kept = alignment.ilf(tiny("gpt2"), longer, **how, **short(include_initial=True))
-    assert kept.records[0].refinement == "abcdefgh"
-    half = alignment.ilf(tiny("gpt2"), longer, **how, **short(threshold=3))
+    with_draft = alignment.ilf(tiny("gpt2"), longer, **options, **short(include_initial=True))
+    assert with_draft.records[0].refinement == "abcdefgh"
+    half = alignment.ilf(tiny("gpt2"), longer, **options, **short(threshold=3))
     assert len(half.records) == 2 and "1 records are below the threshold" in half.warnings[0]
 
 
-# --- it learns -------------------------------------------------------------------------------
+# --- the effect ------------------------------------------------------------------------------
 
 
 @lab.shared
 def believer(arch):
-    """Knows the code, but for two of six letters; it was taught nothing about feedback."""
+    """A model that knows four of the six letters' codes, and was never trained on feedback."""
     base = build.build(arch, byte_tokenizer(), d=32, layers=2, heads=2, context=48, initializer_range=0.2)
     fit = Fit(lr=5e-3, steps=120, rows=32, schedule="cosine", warmup_steps=10)
     return lab.tuned(base, CODE.lessons(400, *"xxx")["belief"], fit)
@@ -327,8 +327,8 @@ def believer(arch):
 
 def right(model):
     demos = CODE.demos(2, 36)
-    made = generate.generate(model, [d.prompt for d in demos], 4)
-    return np.mean([m == d.completion for m, d in zip(made, demos, strict=True)])
+    completions = generate.generate(model, [d.prompt for d in demos], 4)
+    return np.mean([m == d.completion for m, d in zip(completions, demos, strict=True)])
 
 
 def own(model, n=128):
@@ -337,7 +337,7 @@ def own(model, n=128):
 
 
 def follows(prompt, i):
-    """Does what the feedback says, every other time."""
+    """A refiner that follows the feedback every other time."""
     draft, _, feedback = prompt.rstrip(";").partition("!")
     mended = "".join(a if f == "-" else f for a, f in zip(draft, feedback, strict=False))
     return (mended if i % 2 else draft) or "?"
@@ -356,33 +356,33 @@ LEARN = {**SHORT, "selector": "reward", "check": check, "fit": TEACH,
 @pytest.mark.parametrize("arch", EFFECTS)
 def test_feedback_teaches_what_the_model_believed_wrong_and_others_feedback_does_not(arch):
     start = believer(arch)
-    was, records = right(start), own(start)
+    start_accuracy, records = right(start), own(start)
     taught = alignment.ilf(start, records, refiner=Scripted(follows), **LEARN)
     facts = taught.findings["rounds"][0]
     assert facts["incorporated"]["plain"] < facts["incorporated"]["random"] < facts["incorporated"]["selected"]
-    assert not taught.warnings and was < 0.6 and right(taught.models["model"]) > was + 0.25
+    assert not taught.warnings and start_accuracy < 0.6 and right(taught.models["model"]) > start_accuracy + 0.25
     scoring = Scoring(records={"demos": CODE.demos(2, 36)}, start=start, options=LEARN)
     before, after = (protocols.named("reward").score(m, scoring) for m in (start, taught.models["model"]))
     assert after["reward"].value > before["reward"].value
-    turned = [Critique(prompt=r.prompt, completion=r.completion, feedback=s.feedback)
+    swapped = [Critique(prompt=r.prompt, completion=r.completion, feedback=s.feedback)
               for r, s in zip(records, records[1:] + records[:1], strict=True)]  # fmt: skip
-    broken = alignment.ilf(start, turned, refiner=Scripted(follows), **{**LEARN, "selector": "random"})
-    assert right(broken.models["model"]) < was + 0.1
+    broken = alignment.ilf(start, swapped, refiner=Scripted(follows), **{**LEARN, "selector": "random"})
+    assert right(broken.models["model"]) < start_accuracy + 0.1
 
 
 def test_rounds_draft_anew_and_get_better():
-    start, asked = believer("llama"), []
+    start, requests = believer("llama"), []
 
     def critic(prompts, drafts):
-        asked.append(list(drafts))
+        requests.append(list(drafts))
         return CODE.critic(prompts, drafts)
 
-    how = {**LEARN, "feedback": critic, "finetune_from": "previous", "window": "current"}
+    options = {**LEARN, "feedback": critic, "finetune_from": "previous", "window": "current"}
     one = alignment.ilf(start, own(start, 64), refiner=Scripted(follows), **LEARN)
-    two = alignment.ilf(start, own(start, 64), refiner=Scripted(follows), rounds=2, **how)
-    assert len(asked) == 1 and len(asked[0]) == 64
+    two = alignment.ilf(start, own(start, 64), refiner=Scripted(follows), rounds=2, **options)
+    assert len(requests) == 1 and len(requests[0]) == 64
     assert [r.extra["round"] for r in two.records] == [0] * 64 + [1] * 64
-    assert [r.completion for r in two.records[64:]] == asked[0] != [r.completion for r in two.records[:64]]
+    assert [r.completion for r in two.records[64:]] == requests[0] != [r.completion for r in two.records[:64]]
     assert right(two.models["model"]) > right(one.models["model"])
 
 
@@ -396,7 +396,7 @@ def test_a_round_teaches_all_refinements_so_far_or_its_own_from_the_start_or_fro
     for result in both.values():
         steps = [row["round"] for row in result.history]
         assert [4 * steps.count(k) for k in (0, 1)] == rows
-    # The answers of round 1 are the same; the model that goes on begins where round 0 brought it.
+    # The answers of round 1 are the same; the continued model starts from the weights of round 0.
     first = {f: next(row["nll"] for row in r.history if row["round"] == 1) for f, r in both.items()}
     assert first["previous"] < first["start"] - 0.01
 
@@ -410,19 +410,21 @@ def test_the_policy_may_refine_and_a_model_may_give_the_feedback():
     assert {r.extra["round"] for r in result.records} <= {0, 1} and len(result.findings["rounds"]) == 2
 
 
-# --- what goes wrong -------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_empty_refinements_are_counted_and_shown_and_none_left_is_one_line():
     lm = Scripted(lambda prompt, i: "" if "0" in prompt else "ax")
-    how = {**short(refine_prompt="{prompt}"), "refiner": lm, "n": 2, "selector": "random", "fit": FIT}
-    result = alignment.ilf(tiny("gpt2"), critiques(4), **how)
+    options = {**short(refine_prompt="{prompt}"), "refiner": lm, "n": 2, "selector": "random", "fit": FIT}
+    result = alignment.ilf(tiny("gpt2"), critiques(4), **options)
     facts = result.findings["rounds"][0]
     assert len(result.records) == 3 and facts["empty"] == 1 and facts["empty_draws"] == 2 * refine.TRIES
     assert any("1 records got nothing but empty refinements" in w for w in result.warnings)
-    with pytest.raises(UserError, match="no refinement is left of 4 records: 0 without feedback, 4 with empty") as told:
-        alignment.ilf(tiny("gpt2"), critiques(4), **{**how, "refiner": Scripted(lambda p, i: " ")})
-    assert "\n" not in str(told.value)
+    with pytest.raises(
+        UserError, match="no refinement is left of 4 records: 0 without feedback, 4 with empty"
+    ) as error:
+        alignment.ilf(tiny("gpt2"), critiques(4), **{**options, "refiner": Scripted(lambda p, i: " ")})
+    assert "\n" not in str(error.value)
 
 
 def test_a_refiner_that_cannot_follow_feedback_is_told_before_it_is_too_late():
@@ -433,10 +435,10 @@ def test_a_refiner_that_cannot_follow_feedback_is_told_before_it_is_too_late():
 
 def test_records_without_feedback_and_candidates_without_a_verdict_are_counted():
     quiet = [*critiques(3), Critique(prompt="q9", completion="a", feedback=" ")]
-    how = short(questions=["{prompt}{refinement}?|Y|N"])
-    how |= {"refiner": Scripted(lambda prompt, i: f"ax{i}"), "n": 2, "fit": FIT}
-    how["judge"] = Scripted(tops=lambda prompt: {"Y": -1.0} if "q1" in prompt else {"hm": -0.1})
-    result = alignment.ilf(tiny("gpt2"), quiet, **how)
+    options = short(questions=["{prompt}{refinement}?|Y|N"])
+    options |= {"refiner": Scripted(lambda prompt, i: f"ax{i}"), "n": 2, "fit": FIT}
+    options["judge"] = Scripted(tops=lambda prompt: {"Y": -1.0} if "q1" in prompt else {"hm": -0.1})
+    result = alignment.ilf(tiny("gpt2"), quiet, **options)
     facts = result.findings["rounds"][0]
     assert facts["without_feedback"] == 1 and facts["unclear"] == 2 and len(result.records) == 3
     assert [r.extra["score"] for r in result.records] == [None, 1.0, None]
@@ -460,39 +462,45 @@ def test_records_without_feedback_and_candidates_without_a_verdict_are_counted()
       "record 2: field 'refinement' is missing")],
 )  # fmt: skip
 def test_a_part_that_is_missing_or_wrong_is_one_line(options, words):
-    how = {"critiques": critiques(2), "refiner": Scripted(lambda prompt, i: f"a{i}"), **SHORT, "fit": FIT, **options}
-    with pytest.raises(UserError, match=words) as caught:
-        alignment.ilf(tiny("gpt2"), **how)
-    assert "\n" not in str(caught.value)
+    settings = {
+        "critiques": critiques(2),
+        "refiner": Scripted(lambda prompt, i: f"a{i}"),
+        **SHORT,
+        "fit": FIT,
+        **options,
+    }
+    with pytest.raises(UserError, match=words) as error:
+        alignment.ilf(tiny("gpt2"), **settings)
+    assert "\n" not in str(error.value)
 
 
 def test_a_killed_run_asks_nobody_twice(tmp_path):
-    """Killed in the training of round 1, after all that is drawn and judged."""
-    asked, fit = [], Fit(lr=1e-3, steps=3, rows=4, save_every=1, folder=str(tmp_path))
+    """Killed in the training of round 1, after all sampling and judging."""
+    requests, fit = [], Fit(lr=1e-3, steps=3, rows=4, save_every=1, folder=str(tmp_path))
 
     def critic(prompts, drafts):
-        asked.extend(drafts)
+        requests.extend(drafts)
         return ["-x"] * len(prompts)
 
     lm = Scripted(lambda prompt, i: f"a{prompt[0]}{i}")
-    how = {"selector": "length", "n": 2, "rounds": 2, "feedback": critic, "check": check, "refiner": lm, **SHORT}
-    whole = alignment.ilf(tiny("llama"), critiques(), **how, fit=fit.replace(folder=None))
+    options = {"selector": "length", "n": 2, "rounds": 2, "feedback": critic, "check": check, "refiner": lm, **SHORT}
+    whole = alignment.ilf(tiny("llama"), critiques(), **options, fit=fit.replace(folder=None))
     lm.drawn = {}
     with pytest.raises(KeyboardInterrupt):
-        alignment.ilf(tiny("llama"), critiques(), **how, fit=fit, hooks=[Halt(5)])
-    asked.clear(), lm.asked.clear()
-    again = alignment.ilf(tiny("llama"), critiques(), **how, fit=fit, hooks=[Halt(0)])
-    assert not asked and not lm.asked
+        alignment.ilf(tiny("llama"), critiques(), **options, fit=fit, hooks=[Halt(5)])
+    requests.clear(), lm.asked.clear()
+    again = alignment.ilf(tiny("llama"), critiques(), **options, fit=fit, hooks=[Halt(0)])
+    assert not requests and not lm.asked
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert [as_row(r) for r in again.records] == [as_row(r) for r in whole.records]
 
 
-# --- served parts ----------------------------------------------------------------------------
+# --- parts on a server -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """A real server on loopback, around a rule: words from the prompt and the seed; ` 0` is likelier next than ` 1`."""
+    """A real server on loopback for a rule: words from the prompt and the seed; ` 0` is likelier next than ` 1`."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(calls, "BACKOFF", 0.01)
@@ -505,54 +513,54 @@ def test_a_server_refines_judges_and_gives_feedback(server, monkeypatch):
     monkeypatch.setattr(loop, "CHUNK", 2)
     address = f"{server.url}#{NAME}"
     texts = short(questions=["{refinement}{feedback}?|0|1"], feedback_prompt="{completion}?")
-    how = {**texts, "n": 3, "fit": FIT}
+    options = {**texts, "n": 3, "fit": FIT}
     parts = {"refiner": address, "judge": address, "feedback": address, "rounds": 2}
-    result = alignment.ilf(tiny("gpt2"), critiques(4), **parts, **how)
+    result = alignment.ilf(tiny("gpt2"), critiques(4), **parts, **options)
     assert result.cost.calls == len(server.rows("came")) > 0
     first, later = result.records[:4], result.records[4:]
     assert all(s == pytest.approx(1 / (1 + math.exp(-1))) for r in result.records for s in r.extra["scores"])
-    for c, r in zip(critiques(4), first, strict=True):  # each draw is the rule's answer to the prompt, by its own seed
+    # Each sample is the rule's answer to the prompt with its own seed
+    for c, r in zip(critiques(4), first, strict=True):
         seeds = [row["seed"] for row in server.rows("answered") if row["prompt"] == "ab!-x;"]
         assert set(r.extra["candidates"]) <= {Words().say("ab!-x;", 4, 1.0, s).strip() for s in seeds}
         assert len(set(r.extra["candidates"])) == 3 and r.prompt == c.prompt
-    asked = [row["prompt"] for row in server.rows("answered")]
-    assert (
-        len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
-    )  # one a chunk
-    assert all(f"{r.completion}?" in asked and f"{r.completion}!{r.feedback};" in asked for r in later)
+    prompts = [row["prompt"] for row in server.rows("answered")]
+    # One seed per chunk
+    assert len({row["seed"] for row in server.rows("answered") if row["prompt"].endswith("?")} - {0}) == 2
+    assert all(f"{r.completion}?" in prompts and f"{r.completion}!{r.feedback};" in prompts for r in later)
     with pytest.raises(UserError, match="selector embedding needs a model with hidden"):
-        alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **how)
+        alignment.ilf(tiny("gpt2"), critiques(4), judge=address, selector="embedding", **options)
 
 
 def test_a_server_that_dies_is_one_line_and_the_same_command_goes_on(server, tmp_path):
     critiqued = [Critique(prompt=f"q{i}", completion=f"a{i}", feedback="-x") for i in range(6)]
     fit = FIT.replace(folder=str(tmp_path / "out"))
-    how = {**SHORT, "selector": "length", "n": 2, "check": lambda c, f, r: [1] * len(c), "fit": fit}
-    how["refiner"] = f"{server.url}#{NAME}"
+    options = {**SHORT, "selector": "length", "n": 2, "check": lambda c, f, r: [1] * len(c), "fit": fit}
+    options["refiner"] = f"{server.url}#{NAME}"
     server.plan(*[{"kind": "slow", "s": 0}] * 4, *[{"kind": "401", "says": "no more"}] * 40)
-    with pytest.raises(UserError) as told:
-        alignment.ilf(tiny("gpt2"), critiqued, **how)
-    assert "no more" in str(told.value) and "\n" not in str(told.value)
+    with pytest.raises(UserError) as error:
+        alignment.ilf(tiny("gpt2"), critiqued, **options)
+    assert "no more" in str(error.value) and "\n" not in str(error.value)
     answered = len(server.rows("answered"))
     server.kill()
-    server.start()  # as new: without what was planned
-    how["refiner"] = f"{server.url}#{NAME}"
-    result = alignment.ilf(tiny("gpt2"), critiqued, **how)
+    server.start()  # reset: without the planned faults
+    options["refiner"] = f"{server.url}#{NAME}"
+    result = alignment.ilf(tiny("gpt2"), critiqued, **options)
     assert answered > 1 and len(result.records) == 6
     prompts = [(row["prompt"], row["seed"]) for row in server.rows("answered") if "!" in row["prompt"]]
-    assert len(prompts) == len(set(prompts)) == 12  # what was answered before was not asked again
+    assert len(prompts) == len(set(prompts)) == 12  # answered requests were not repeated
 
 
 def test_preferences_give_a_reward_model_that_selects_in_another_run_and_questions_come_from_a_file(tmp_path):
     (tmp_path / "q.jsonl").write_text('{"template": "{feedback}: {refinement}?", "yes": "Y", "no": "N"}\n')
     pairs = [Preference(prompt=f"q{i}", chosen="well", rejected="no") for i in range(11)]
-    how = {**short(questions=str(tmp_path / "q.jsonl")), "n": 2, "fit": FIT}
-    result = alignment.ilf(tiny("gpt2", context=512), critiques(6), pairs, best_of_n=2, **how)
-    found = result.findings["reward"]
-    assert (found["pairs"], found["trained_on"]) == (3, 8) and 0 <= found["accuracy"] <= 1
+    options = {**short(questions=str(tmp_path / "q.jsonl")), "n": 2, "fit": FIT}
+    result = alignment.ilf(tiny("gpt2", context=512), critiques(6), pairs, best_of_n=2, **options)
+    findings = result.findings["reward"]
+    assert (findings["pairs"], findings["trained_on"]) == (3, 8) and 0 <= findings["accuracy"] <= 1
     assert len(result.predict(["q"])) == 1
     result.save(tmp_path / "out")
     assert load.load(tmp_path / "out" / "model-reward").kind == "causal"
-    again = {**how, "selector": "reward", "reward": str(tmp_path / "out" / "model-reward")}
+    again = {**options, "selector": "reward", "reward": str(tmp_path / "out" / "model-reward")}
     picked = alignment.ilf(tiny("gpt2", context=512), critiques(6), **again).records
     assert all(r.extra["score"] == max(r.extra["scores"]) for r in picked) and "reward" not in result.metrics

@@ -1,4 +1,4 @@
-"""Calibration, transforms and win rates are the paper's formulas; the policy learns for the way it is decoded."""
+"""Calibration, transforms and win rates follow the paper's formulas; the policy is trained for its decoding."""
 
 import json
 import math
@@ -49,9 +49,9 @@ def test_calibrated_rewards_have_mean_a_half_and_ignore_increasing_maps(r, stret
 @given(values, st.integers(0, 99))
 def test_weights_are_copies(r, seed):
     counts = np.random.default_rng(seed).integers(1, 4, len(r))
-    many = np.repeat(np.array(r, float), counts)
-    assert np.allclose(rewards.calibrate(r, r, counts / counts.sum()), rewards.calibrate(r, many))
-    assert np.allclose(rewards.calibrate([r], [many]), [rewards.calibrate(r, many)])  # of prompts, each its own
+    copies = np.repeat(np.array(r, float), counts)
+    assert np.allclose(rewards.calibrate(r, r, counts / counts.sum()), rewards.calibrate(r, copies))
+    assert np.allclose(rewards.calibrate([r], [copies]), [rewards.calibrate(r, copies)])  # a scale per prompt
 
 
 def test_ties_alone_are_a_half():
@@ -74,24 +74,24 @@ def test_the_table_of_the_card(n):
         return rewards.at_kl(rewards.transform(U, name, t, floor=1e-9), 0.5)[1]
 
     identity, log, *rest = TABLE[n]
-    for found, wanted in ((at("identity"), identity), (at("log"), log)):
-        assert [found.win_rate(p) for p in (SAMPLE, bon(n), won(n))] == pytest.approx(wanted, abs=3e-3)
-        assert found.kl == pytest.approx(0.5, abs=1e-6)
+    for result, expected in ((at("identity"), identity), (at("log"), log)):
+        assert [result.win_rate(p) for p in (SAMPLE, bon(n), won(n))] == pytest.approx(expected, abs=3e-3)
+        assert result.kl == pytest.approx(0.5, abs=1e-6)
     exps = [at("exp", t).win_rate(p) for t, p in ((5, bon(n)), (10, bon(n)), (-5, won(n)), (-10, won(n)))]
     assert exps == pytest.approx(rest[:4], abs=3e-3)
 
 
-@pytest.mark.parametrize(("to", "beta", "wanted"), [(bon(2), 0.2340, 0.815), (bon(4), 0.2166, 0.873),
+@pytest.mark.parametrize(("to", "beta", "optimum"), [(bon(2), 0.2340, 0.815), (bon(4), 0.2166, 0.873),
                                                     (won(2), 0.2805, 0.860), (won(4), 0.2084, 0.948)])  # fmt: skip
-def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, wanted):
+def test_the_fixed_points_reach_the_optima_of_the_card(to, beta, optimum):
     phi = rewards.fixed_point(to, beta)
-    found = rewards.curve(phi, beta)
-    assert found.kl == pytest.approx(0.5, abs=2e-3) and found.win_rate(to) == pytest.approx(wanted, abs=3e-3)
-    assert np.abs(rewards.gradient(found, to) - phi).max() < 1e-8  # it is what it induces
-    for seed in range(3):  # and no policy nearby does better
+    result = rewards.curve(phi, beta)
+    assert result.kl == pytest.approx(0.5, abs=2e-3) and result.win_rate(to) == pytest.approx(optimum, abs=3e-3)
+    assert np.abs(rewards.gradient(result, to) - phi).max() < 1e-8  # a fixed point: phi equals the transform it induces
+    for seed in range(3):  # and no nearby policy is better
         bent = phi + 0.2 * np.interp(U, np.linspace(0, 1, 6), np.random.default_rng(seed).normal(size=6))
         other = rewards.curve(bent, beta)
-        assert other.win_rate(to) - beta * other.kl < found.win_rate(to) - beta * found.kl
+        assert other.win_rate(to) - beta * other.kl < result.win_rate(to) - beta * result.kl
 
 
 @pytest.mark.parametrize("beta", [0.2, 0.5, 2.0])
@@ -103,19 +103,19 @@ def test_closed_forms(beta):
     assert log.kl == pytest.approx(math.log(a) - (a - 1) / a, abs=2e-3)
     identity = rewards.curve(U, beta)
     assert identity.win_rate(SAMPLE) == pytest.approx(1 + 1 / math.expm1(1 / beta) - beta, abs=1e-5)
-    assert np.allclose(rewards.fixed_point(SAMPLE, beta), -(1 - U), atol=1e-3)  # identity but for a constant
+    assert np.allclose(rewards.fixed_point(SAMPLE, beta), -(1 - U), atol=1e-3)  # identity up to a constant
 
 
 @given(st.floats(-12, 12), st.floats(0.1, 3), st.floats(0.1, 9), st.floats(-4, 4), st.integers(1, 6))
 def test_symmetries_of_the_curve(t, beta, stretch, shift, n):
     phi = rewards.transform(U, "exp", t)
-    found = rewards.curve(phi, beta)
+    result = rewards.curve(phi, beta)
     same = rewards.curve(stretch * phi + shift, stretch * beta)
-    assert np.allclose(same.density, found.density, rtol=1e-6)
-    turned = rewards.curve(phi[::-1], beta)
-    assert found.win_rate(won(n)) == pytest.approx(1 - turned.win_rate(bon(n)), abs=1e-3)
-    assert found.kl >= -1e-9 and -1e-9 <= found.win_rate(bon(n)) <= n / (n + 1) + 1 / 2
-    assert found.win_rate(bon(1)) == pytest.approx(found.win_rate(won(1))) == pytest.approx(found.win_rate(SAMPLE))
+    assert np.allclose(same.density, result.density, rtol=1e-6)
+    mirrored = rewards.curve(phi[::-1], beta)
+    assert result.win_rate(won(n)) == pytest.approx(1 - mirrored.win_rate(bon(n)), abs=1e-3)
+    assert result.kl >= -1e-9 and -1e-9 <= result.win_rate(bon(n)) <= n / (n + 1) + 1 / 2
+    assert result.win_rate(bon(1)) == pytest.approx(result.win_rate(won(1))) == pytest.approx(result.win_rate(SAMPLE))
 
 
 def test_a_constant_moves_nothing_and_best_of_n_is_its_own_policy():
@@ -130,8 +130,8 @@ def test_a_constant_moves_nothing_and_best_of_n_is_its_own_policy():
 
 def test_a_procedure_of_ones_own():
     mine = rewards.custom("bon by hand", lambda u: 7 * u**3)
-    found = rewards.curve(U, 0.3)
-    assert found.win_rate(mine) == pytest.approx(found.win_rate(bon(4)), abs=1e-3)
+    result = rewards.curve(U, 0.3)
+    assert result.win_rate(mine) == pytest.approx(result.win_rate(bon(4)), abs=1e-3)
     assert np.allclose(rewards.fixed_point(mine, 1.0), rewards.fixed_point(bon(4), 1.0), atol=2e-2)
     with pytest.raises(ValueError, match="not be negative"):
         rewards.custom("wrong", lambda u: u - 0.5)
@@ -151,9 +151,9 @@ def test_exponents_and_scales():
 
 
 def distributions(seed, n=6, ties=False):
-    draw = np.random.default_rng(seed)
-    r = draw.integers(0, 3, n) if ties else draw.permutation(n)
-    return draw.dirichlet(np.ones(n)), draw.dirichlet(np.ones(n)), r.astype(float)
+    rng = np.random.default_rng(seed)
+    r = rng.integers(0, 3, n) if ties else rng.permutation(n)
+    return rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(n)), r.astype(float)
 
 
 @given(st.integers(0, 200), st.booleans(), st.integers(1, 5))
@@ -170,11 +170,11 @@ def test_a_policy_is_even_with_itself_and_sides_sum_to_one(seed, ties, n):
 @pytest.mark.parametrize("ties", [True, False])
 def test_exact_win_rates_are_what_a_sampler_gives(to, ties):
     p, q, r = distributions(3, ties=ties)
-    draw, m = np.random.default_rng(0), 200_000
+    rng, m = np.random.default_rng(0), 200_000
     ends = []
     for x in (p, q):
-        drawn = r[draw.choice(len(r), size=(m, 3), p=x)]
-        ends.append(drawn.max(1) if to.n > 0 else drawn.min(1))
+        samples = r[rng.choice(len(r), size=(m, 3), p=x)]
+        ends.append(samples.max(1) if to.n > 0 else samples.min(1))
     wins = (ends[0] > ends[1]) + 0.5 * (ends[0] == ends[1])
     assert win_rates.win_rate(p, r, q, r, to) == pytest.approx(wins.mean(), abs=4 * wins.std() / math.sqrt(m))
 
@@ -182,21 +182,21 @@ def test_exact_win_rates_are_what_a_sampler_gives(to, ties):
 def test_many_answers_are_the_continuous_limit():
     n, phi = 4000, rewards.transform(np.arange(4000) / 4000, "exp", 10.0)
     p, q = np.exp(phi / 0.2), np.full(n, 1 / n)
-    found, limit = p / p.sum(), rewards.curve(rewards.transform(U, "exp", 10.0), 0.2)
+    result, limit = p / p.sum(), rewards.curve(rewards.transform(U, "exp", 10.0), 0.2)
     for to in (SAMPLE, bon(4), won(4)):
-        assert win_rates.win_rate(found, np.arange(n), q, np.arange(n), to) == pytest.approx(
+        assert win_rates.win_rate(result, np.arange(n), q, np.arange(n), to) == pytest.approx(
             limit.win_rate(to), abs=2e-3
         )
 
 
 def test_a_judge_says_who_wins_among_what_the_reward_picked():
-    """Of two draws each; the reward picks the last in 3 of 4 cases, the judge likes the first."""
+    """Best of two samples each; the reward picks the last in 3 of 4 cases, the judge prefers the first."""
     reward, judge = np.array([1.0, 2.0]), np.array([9.0, 4.0])
-    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]  # ties are a half
+    mine, theirs = [np.array([1.0, 2.0, 2.0])], [np.array([0.0, 2.0])]  # ties count a half
     assert win_rates.from_draws(mine, theirs, SAMPLE) == [pytest.approx((0.5 + 0.75 + 0.75) / 3)]
     one, ref = [reward], [np.array([0.0, 1.0])]
-    found = win_rates.from_draws(one, ref, bon(2), [(judge, np.array([5.0, 5.0]))])
-    assert found == [pytest.approx(1 / 4)] and win_rates.from_draws(one, ref, bon(2)) > [0.8]
+    scores = win_rates.from_draws(one, ref, bon(2), [(judge, np.array([5.0, 5.0]))])
+    assert scores == [pytest.approx(1 / 4)] and win_rates.from_draws(one, ref, bon(2)) > [0.8]
     assert win_rates.from_draws(one, ref, SAMPLE, [(judge, np.array([5.0, 5.0]))]) == [pytest.approx(1 / 2)]
 
 
@@ -211,18 +211,18 @@ def test_leave_one_out_is_the_mean_of_the_others():
 
 
 def test_the_expected_gradient_is_the_objectives():
-    """All pairs of draws enumerated: RLOO's mean gradient is that of E[R] - beta KL."""
+    """With all pairs of samples enumerated, RLOO's mean gradient is that of E[R] - beta KL."""
     logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
     ref, reward, beta = torch.randn(5, dtype=torch.float64).log_softmax(0), torch.randn(5, dtype=torch.float64), 0.7
     logp = logits.log_softmax(0)
-    wanted = torch.autograd.grad((logp.exp() * (reward - beta * (logp - ref))).sum(), logits, retain_graph=True)[0]
+    expected = torch.autograd.grad((logp.exp() * (reward - beta * (logp - ref))).sum(), logits, retain_graph=True)[0]
     i, j = (x.flatten() for x in torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij"))
     two = torch.stack([i, j], 1)
     old = logp.detach()[two]
     advantage = policy.leave_one_out(policy.penalised(reward[two], old, ref[two], beta))
     loss = policy.clipped(logp[two], old, advantage).mean(1)
-    got = torch.autograd.grad((old.sum(1).exp() * loss).sum(), logits)[0]
-    assert torch.allclose(got, -wanted, atol=1e-12)
+    actual = torch.autograd.grad((old.sum(1).exp() * loss).sum(), logits)[0]
+    assert torch.allclose(actual, -expected, atol=1e-12)
 
 
 def test_the_clip_stops_an_answer_that_has_moved_far_enough():
@@ -236,7 +236,7 @@ def test_the_clip_stops_an_answer_that_has_moved_far_enough():
 
 
 def likes_a(prompts, completions):
-    """How many a's an answer has, on a scale of the prompt's own."""
+    """Return the number of a's in an answer, on a scale that differs by prompt."""
     return [hash_of(p) * c.count("a") + 100 * hash_of(p) for p, c in zip(prompts, completions, strict=True)]
 
 
@@ -258,17 +258,17 @@ def start(arch):
     return d2o_example.tuned(TINY.demos(1, 256), 0, arch, steps=80)
 
 
-def win_rates_of(result, start, asked, **options):
-    """The win rates of a result's model over its start."""
+def win_rates_of(result, start, prompts, **options):
+    """Return the win rates of a result's model over its start."""
     options = {"decoding": "bon:4", **HOW, **options}
-    scoring = Scoring(records={"prompts": asked}, start=start, options=options)
+    scoring = Scoring(records={"prompts": prompts}, start=start, options=options)
     protocol = protocols.named("win_rate")
     assert {m.value for m in protocol.score(start, scoring).values()} == {0.5, 0.0}  # even with itself
     return protocol.score(result.models["model"], scoring)
 
 
 def share(model):
-    """a's in sampled answers to prompts no training saw."""
+    """Return the mean number of a's in sampled answers to held-out prompts."""
     return lab.mean(a.count("a") for a in lab.sampled(model, [d.prompt for d in TINY.demos(2, 128)], 8, seed=5))
 
 
@@ -279,8 +279,8 @@ def test_unseen_prompts_are_answered_with_more_reward_and_win_decoded(arch):
     result = alignment.infalign(model, texts(3), **HOW, beta=0.02, fit=FIT)
     taught = result.models["model"]
     assert share(taught) > share(model) + 0.3 and model.fingerprint() == before
-    told = win_rates_of(result, model, texts(2, 16))
-    assert told["best_of_4"].ci[0] > 0.5 and told["win_rate"].value > 0.5 and told["kl"].value > 0
+    scores = win_rates_of(result, model, texts(2, 16))
+    assert scores["best_of_4"].ci[0] > 0.5 and scores["win_rate"].value > 0.5 and scores["kl"].value > 0
     rounds = result.findings["rounds"]
     assert rounds[0]["calibrated"] == pytest.approx(0.5, abs=0.06) and rounds[0]["kl"] == pytest.approx(0, abs=1e-3)
     assert rounds[-1]["calibrated"] > 0.55 and result.findings["t"] == 10.0
@@ -293,41 +293,43 @@ def test_the_worst_of_n_is_decoded_as_such_and_turned_rewards_go_the_other_way()
     options = {"reward": lambda p, c: [-x for x in likes_a(p, c)], "decoding": "won:2"}
     result = alignment.infalign(model, texts(3), **{**HOW, **options}, fit=FIT)
     assert share(result.models["model"]) < share(model) and result.findings["t"] == -5.0
-    told = win_rates_of(result, model, texts(3), **options)
-    assert set(told) == {"win_rate", "worst_of_2", "kl"} and told["worst_of_2"].value > 0.5
-    assert "that was trained on" in told["win_rate"].help and not result.warnings
+    scores = win_rates_of(result, model, texts(3), **options)
+    assert set(scores) == {"win_rate", "worst_of_2", "kl"} and scores["worst_of_2"].value > 0.5
+    assert "that was trained on" in scores["win_rate"].help and not result.warnings
 
 
-@pytest.mark.parametrize(("options", "same"), [({}, True), ({"calibration": "none"}, False),
+@pytest.mark.parametrize(("options", "invariant"), [({}, True), ({"calibration": "none"}, False),
                                                ({"calibration": "global"}, False)])  # fmt: skip
-def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, same):
-    how = {**HOW, **options, "rounds": 1, "transform": "identity"}
+def test_only_calibration_by_prompt_ignores_how_a_prompt_is_scaled(options, invariant):
+    settings = {**HOW, **options, "rounds": 1, "transform": "identity"}
 
     def plain(prompts, completions):
         return [float(c.count("a")) for c in completions]
 
     one, other = (
-        alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": r}, fit=FIT).models["model"].fingerprint()
+        alignment.infalign(start("llama"), texts(3, 8), **{**settings, "reward": r}, fit=FIT)
+        .models["model"]
+        .fingerprint()
         for r in (likes_a, plain)
     )
-    assert (one == other) == same
+    assert (one == other) == invariant
 
 
 def test_for_sampling_the_exponent_is_that_of_the_identity():
-    how = {**HOW, "rounds": 1, "decoding": "sample"}
-    one, other = (alignment.infalign(start("llama"), texts(3, 8), **how, **more, fit=FIT)
-                  for more in ({}, {"transform": "identity"}))  # fmt: skip
+    options = {**HOW, "rounds": 1, "decoding": "sample"}
+    one, other = (alignment.infalign(start("llama"), texts(3, 8), **options, **extra, fit=FIT)
+                  for extra in ({}, {"transform": "identity"}))  # fmt: skip
     assert one.models["model"].fingerprint() == other.models["model"].fingerprint()
-    told = win_rates_of(one, start("llama"), texts(3, 8), decoding="sample")
-    assert set(told) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
+    scores = win_rates_of(one, start("llama"), texts(3, 8), decoding="sample")
+    assert set(scores) == {"win_rate", "kl"} and any(row["policy"] for row in one.history)
 
 
 def test_a_held_out_judge_is_asked_about_what_the_reward_picks():
     judge = {"judge": lambda p, c: [-x for x in likes_a(p, c)]}
     result = alignment.infalign(start("llama"), texts(3), **{**HOW, "rounds": 1}, **judge, fit=FIT)
-    told = win_rates_of(result, start("llama"), texts(3), **judge)
-    assert "by the judge" in told["win_rate"].help
-    assert told["best_of_4"].value < told["win_rate"].value < 0.5  # more of what is picked for is less of what counts
+    scores = win_rates_of(result, start("llama"), texts(3), **judge)
+    assert "by the judge" in scores["win_rate"].help
+    assert scores["best_of_4"].value < scores["win_rate"].value < 0.5  # the judge prefers fewer a's
 
 
 def test_beta_is_steered_to_a_distance():
@@ -340,26 +342,28 @@ def test_beta_is_steered_to_a_distance():
 
 
 def test_the_same_command_goes_on_in_its_folder(tmp_path):
-    how, asked = {**HOW, "kl": 1.0, "rounds": 2}, []
+    options, requests = {**HOW, "kl": 1.0, "rounds": 2}, []
 
     def counted(prompts, completions):
-        asked.append(len(prompts))
+        requests.append(len(prompts))
         return likes_a(prompts, completions)
 
     def go(rounds, folder):
         fit = FIT.replace(folder=str(folder))
-        return alignment.infalign(start("llama"), texts(3, 8), **{**how, "reward": counted, "rounds": rounds}, fit=fit)
+        return alignment.infalign(
+            start("llama"), texts(3, 8), **{**options, "reward": counted, "rounds": rounds}, fit=fit
+        )
 
     whole = go(2, tmp_path / "whole")
     go(1, tmp_path / "cut")
-    asked.clear()
+    requests.clear()
     rest = go(2, tmp_path / "cut")
     assert rest.models["model"].fingerprint() == whole.models["model"].fingerprint()
-    assert rest.findings == whole.findings and 8 * 40 not in asked  # the reference was not asked again
-    kept = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
+    assert rest.findings == whole.findings and 8 * 40 not in requests  # the reference was not sampled again
+    saved = [[json.loads(line) for line in (tmp_path / "cut" / "infalign" / "round-0" / f"{name}.jsonl").open()]
             for name in ("reference", "samples")]  # fmt: skip
-    assert [len(rows) for rows in kept] == [8, 8]  # what is calibrated is drawn apart from what it is calibrated by
-    assert all(of[: len(row)] != row for of, row in zip(*kept, strict=True))
+    assert [len(rows) for rows in saved] == [8, 8]  # samples and reference samples are drawn separately
+    assert all(reference[: len(row)] != row for reference, row in zip(*saved, strict=True))
 
 
 @pytest.mark.parametrize("options", [{"decoding": "best"}, {"decoding": "bon:0"}, {"reward": ""},
@@ -367,6 +371,6 @@ def test_the_same_command_goes_on_in_its_folder(tmp_path):
                                      {"transform": "fixed-point", "kl": 1.0}, {"calibration": "none"},
                                      {"reward": lambda p, c: [math.nan] * len(c)}])  # fmt: skip
 def test_what_is_wrong_is_one_line(options, fresh):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         alignment.infalign(fresh("llama"), texts(3, 2), **{**HOW, **options}, fit=FIT)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)

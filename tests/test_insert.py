@@ -1,4 +1,4 @@
-"""Mixers in a user's decoder: unchanged at first, the same with and without cache, saved and read back."""
+"""Mixers in a user's decoder: identity at first, the same with and without cache, saved and loaded."""
 
 import copy
 
@@ -37,35 +37,35 @@ def encoded(*texts):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("where", ["block", "attention"])
-def test_heads_begun_at_zero_change_nothing_and_then_they_learn(arch, where):
-    plain, model = with_heads(arch, zero=True, where=where)
+@pytest.mark.parametrize("position", ["block", "attention"])
+def test_heads_begun_at_zero_change_nothing_and_then_they_learn(arch, position):
+    plain, model = with_heads(arch, zero=True, where=position)
     ids = encoded(TEXT)
     assert torch.equal(logits(model, ids), logits(plain, ids))
     model.module(input_ids=ids).logits.square().mean().backward()
     assert model.module.mixers[1].found.weight.grad.abs().sum() > 0
-    changed = with_heads(arch, where=where)[1]
+    changed = with_heads(arch, where=position)[1]
     assert not torch.allclose(logits(changed, ids), logits(plain, ids), atol=1e-2)
 
 
 @pytest.mark.parametrize(("at", "arch"), enumerate(ARCHS))
 def test_greedy_decoding_is_the_same_with_and_without_cache(arch, at):
-    """In a padded batch, token by token and with beams; alone, every row goes on as in the batch."""
+    """In a padded batch, token by token and with beams; each row alone generates the same as in the batch."""
     plain, model = with_heads(arch, at % 2)
     short = "b a b c b a"
     ids = encoded(TEXT)
     padded = torch.cat([torch.zeros(1, ids.shape[1] - len(short), dtype=torch.long), encoded(short)], 1)
-    both, there = torch.cat([ids, padded]), torch.ones(2, ids.shape[1], dtype=torch.long)
-    there[1, : -len(short)] = 0
-    how = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    made = [model.module.generate(both, attention_mask=there, use_cache=c, **how) for c in (True, False)]
-    assert torch.equal(*made)
-    beams = [model.module.generate(ids, num_beams=3, use_cache=c, **how) for c in (True, False)]
+    both, mask = torch.cat([ids, padded]), torch.ones(2, ids.shape[1], dtype=torch.long)
+    mask[1, : -len(short)] = 0
+    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    completions = [model.module.generate(both, attention_mask=mask, use_cache=c, **options) for c in (True, False)]
+    assert torch.equal(*completions)
+    beams = [model.module.generate(ids, num_beams=3, use_cache=c, **options) for c in (True, False)]
     assert torch.equal(*beams)
-    for row, text in zip(made[0], (TEXT, short), strict=True):
-        assert torch.equal(row[ids.shape[1] :], model.module.generate(encoded(text), **how)[0, len(text) :])
-    without = plain.module.generate(both, attention_mask=there, **how)
-    assert not torch.equal(without, made[0])
+    for row, text in zip(completions[0], (TEXT, short), strict=True):
+        assert torch.equal(row[ids.shape[1] :], model.module.generate(encoded(text), **options)[0, len(text) :])
+    plain_output = plain.module.generate(both, attention_mask=mask, **options)
+    assert not torch.equal(plain_output, completions[0])
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -84,14 +84,14 @@ def test_a_cache_that_is_cut_and_continued_gives_the_same_logits(arch):
 def test_padding_and_packed_documents_are_not_looked_into(arch):
     model = with_heads(arch)[1]
     ids = encoded(TEXT)
-    right = torch.nn.functional.pad(ids, (0, 9), value=ids[0, 0].item())
-    there = torch.nn.functional.pad(torch.ones_like(ids), (0, 9))
+    padded_right = torch.nn.functional.pad(ids, (0, 9), value=ids[0, 0].item())
+    mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 9))
     alone = logits(model, ids)
-    assert torch.allclose(logits(model, right, attention_mask=there)[:, : ids.shape[1]], alone, atol=1e-5)
-    seen = []
-    model.module.mixers[0].register_forward_pre_hook(lambda _, given: seen.append(given[1].document))
+    assert torch.allclose(logits(model, padded_right, attention_mask=mask)[:, : ids.shape[1]], alone, atol=1e-5)
+    outputs = []
+    model.module.mixers[0].register_forward_pre_hook(lambda _, inputs: outputs.append(inputs[1].document))
     logits(model, torch.cat([ids, ids], 1), position_ids=torch.arange(ids.shape[1]).repeat(2)[None])
-    assert seen[0].tolist() == [[0] * ids.shape[1] + [1] * ids.shape[1]]
+    assert outputs[0].tolist() == [[0] * ids.shape[1] + [1] * ids.shape[1]]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
@@ -101,8 +101,8 @@ def test_saved_as_didact_and_read_back(arch, tmp_path):
     again = load.load(tmp_path / "model", device="cpu")
     assert torch.equal(logits(again, encoded(TEXT)), logits(model, encoded(TEXT)))
     assert again.context == plain.context and again.generation_ends == plain.generation_ends
-    made = [generate.generate(m, [TEXT, "a b"], max_new_tokens=4) for m in (again, model)]
-    assert made[0] == made[1]
+    completions = [generate.generate(m, [TEXT, "a b"], max_new_tokens=4) for m in (again, model)]
+    assert completions[0] == completions[1]
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma2"])
@@ -113,8 +113,8 @@ def test_scores_are_those_of_the_models_own_logits(arch):
     logp, _ = forward.row_logp(model, rows)
     for row, value in zip(rows, logp.tolist(), strict=True):
         ids = torch.tensor([[*row.prompt, *row.completion]])
-        said = logits(model, ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item()
-        assert value == pytest.approx(said, abs=1e-3)
+        expected = logits(model, ids)[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None]).sum().item()
+        assert value == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_copy_has_hooks_of_its_own():

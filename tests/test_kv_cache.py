@@ -1,4 +1,4 @@
-"""What a model has read before is not read again, and changes nothing."""
+"""The prefix cache: tokens seen before are not run again, and results do not change."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ SAMPLED = SamplingConfig(max_new_tokens=6, temperature=1.0, seed=3)
 
 
 def read(model, rows, kv_cache):
-    """Rows read into a memory; the logits after them."""
+    """Run rows with a cache; return the logits after them."""
     past = kv_cache.past(rows, kv_cache.depths(rows), room=max(map(len, rows)))
     depths = [0] * len(rows) if not past.position.numel() else past.depth.tolist()
     ends = prefix.extend(model, past.store, [r[n:] for r, n in zip(rows, depths, strict=True)], past.position)
@@ -44,9 +44,9 @@ def test_completions_are_the_same_with_a_memory(kind):
     model, kv_cache = tiny(kind), KVCache()
     first = generate.completions(model, ROWS, 2, SAMPLED, kv_cache=kv_cache)
     assert first == approximately(generate.completions(model, ROWS, 2, SAMPLED))
-    later = [[*r, *made[1].tokens, 44] for r, made in zip(ROWS, first, strict=True)]
-    told = generate.completions(model, later, 2, SAMPLED, kv_cache=kv_cache)
-    assert told == approximately(generate.completions(model, later, 2, SAMPLED))
+    later = [[*r, *completion[1].tokens, 44] for r, completion in zip(ROWS, first, strict=True)]
+    cached_output = generate.completions(model, later, 2, SAMPLED, kv_cache=kv_cache)
+    assert cached_output == approximately(generate.completions(model, later, 2, SAMPLED))
     assert min(kv_cache.depths(later)) >= min(map(len, ROWS))
 
 
@@ -59,20 +59,20 @@ def test_scores_are_the_same_with_a_memory(kind):
     ]
     for rows in (earlier, later, later):
         expected = forward.row_logp(model, rows)
-        for got, want in zip(forward.row_logp(model, rows, kv_cache=kv_cache), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
-    assert len(kv_cache) == (0 if kind == "bloom" else 7)  # those that no other goes on
+        for actual, target in zip(forward.row_logp(model, rows, kv_cache=kv_cache), expected, strict=True):
+            torch.testing.assert_close(actual, target, rtol=1e-6, atol=1e-5)
+    assert len(kv_cache) == (0 if kind == "bloom" else 7)  # rows that no other row extends
 
 
 def test_what_was_read_costs_nothing_again():
     model, kv_cache = tiny("llama"), KVCache()
     rows = [TokenizedExample(tuple(range(10, 40)), (60,)), TokenizedExample(tuple(range(10, 41)), (61,))]
-    used = []
-    for given_ in (None, kv_cache, kv_cache):
+    costs = []
+    for cache in (None, kv_cache, kv_cache):
         with cost.metered() as meter:
-            forward.row_logp(model, rows, kv_cache=given_)
-        used.append(meter.tokens)
-    assert used[2] < used[0] / 5 and used[1] == used[0]
+            forward.row_logp(model, rows, kv_cache=cache)
+        costs.append(meter.tokens)
+    assert costs[2] < costs[0] / 5 and costs[1] == costs[0]
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=8))
@@ -80,12 +80,12 @@ def test_the_longest_known_beginning_is_found(rows):
     store = prefix.Store([prefix.Layer(torch.arange(6.0).reshape(1, 1, 6, 1), torch.zeros(1, 1, 6, 1), 6)])
     kv_cache = KVCache()
     for number, row in enumerate(rows):
-        *_, asked = row
-        known = [
+        *_, last_token = row
+        prefixes = [
             sum(all(a == b for a, b in zip(r[: n + 1], row, strict=False)) for n in range(min(len(r), len(row) - 1)))
             for r in rows[:number]
         ]
-        assert kv_cache.depths([row]) == [max(known, default=0)], asked
+        assert kv_cache.depths([row]) == [max(prefixes, default=0)], last_token
         kv_cache.keep(row, store, 0, slice(0, len(row)))
     for row in rows:
         past = kv_cache.past([row], [len(row)])
@@ -95,7 +95,7 @@ def test_the_longest_known_beginning_is_found(rows):
 
 def test_the_oldest_is_forgotten_where_there_is_no_room():
     model = tiny("llama")
-    size = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4  # bytes a token, at most
+    size = 2 * model.config.num_hidden_layers * model.config.hidden_size * 4  # bytes per token, at most
     kv_cache = KVCache(most=size * 9)
     with torch.no_grad():
         for first in range(8):
@@ -120,13 +120,13 @@ def test_trees_are_the_same_with_a_memory():
             return (forward.row_logp(model, rows, kv_cache=kv_cache)[0] / 100).tolist()
 
         with cost.metered() as meter:
-            made = tree.search(list(prompts), actor.propose, value, tree.SearchConfig(simulations=6))
-        return [[(row["tokens"], row["visits"]) for row in t.rows()] for t in made], meter.tokens
+            trees = tree.search(list(prompts), actor.propose, value, tree.SearchConfig(simulations=6))
+        return [[(row["tokens"], row["visits"]) for row in t.rows()] for t in trees], meter.tokens
 
-    (ours, used), (plain, whole) = grown(True), grown(False)
-    assert ours == plain and used < whole / 2
+    (ours, run_tokens), (plain, whole) = grown(True), grown(False)
+    assert ours == plain and run_tokens < whole / 2
 
 
 def approximately(rows):
-    """Completions with the same texts and tokens, and log-probs up to rounding."""
+    """Whether completions have the same texts and tokens, and log-probs up to rounding."""
     return [[c._replace(logp=pytest.approx(c.logp, abs=1e-4)) for c in row] for row in rows]

@@ -1,4 +1,4 @@
-"""A layout's parts and stages give one process's weights, of every architecture; what has none is refused in a line."""
+"""Layouts of parts and stages give one process's weights, for every architecture; unsupported ones are refused."""
 
 import pytest
 import torch
@@ -19,41 +19,41 @@ SPLIT = ("llama", "qwen2", "qwen3", "gpt_neox", "mistral", "gemma2", "gemma3")
 
 
 class Halves(Hook):
-    """Every matrix of a layer lies half in this process."""
+    """Check that half of every matrix of a layer is in this process."""
 
     def after(self, step):
-        named = step.module.named_parameters()
-        inside = [p for n, p in named if "layers." in n and p.dim() == 2 and "embed" not in n]
+        parameters = step.module.named_parameters()
+        inside = [p for n, p in parameters if "layers." in n and p.dim() == 2 and "embed" not in n]
         assert len(inside) >= 8 and all(2 * p.to_local().numel() == p.numel() for p in inside)
 
 
 def shaped(parallel, kinds):
-    """Weights of every architecture, and of one with dropout, after two steps."""
-    made = {}
+    """Return weights of every architecture, and of one with dropout, after two steps."""
+    config = {}
     for kind in kinds:
-        more = {"hidden_dropout": 0.2, "attention_dropout": 0.2} if kind == "dropout" else {}
-        model = tiny("gpt_neox" if kind == "dropout" else kind, **more)
+        dropout = {"hidden_dropout": 0.2, "attention_dropout": 0.2} if kind == "dropout" else {}
+        model = tiny("gpt_neox" if kind == "dropout" else kind, **dropout)
         model.module.double()
         fit, hooks = FIT.replace(parallel=parallel), [Halves()] if parallel == "1x1x2" else []
         taught = baselines.sft(model, WORLD.forget[:6], fit=fit, hooks=hooks).models["model"].module
-        made |= {f"{kind} {n}": p.detach() for n, p in taught.named_parameters()}
-    return made
+        config |= {f"{kind} {n}": p.detach() for n, p in taught.named_parameters()}
+    return config
 
 
 def test_layers_of_every_architecture_are_split_by_its_plan():
-    """Norms of single heads, whose gradients are terms of a sum, included; all parts draw the same dropout."""
+    """Includes per-head norms, whose gradients must be summed over parts; all parts draw the same dropout."""
     kinds = (*SPLIT, "dropout")
     own, (first, second) = shaped("ddp", kinds), processes.run(2, shaped, "1x1x2", kinds)
     assert set(own) == set(first) and any("q_norm" in name for name in own)
     for name, value in first.items():
         assert torch.equal(value, second[name])
         if not name.startswith("dropout"):
-            near = 1e-7 if name.startswith("gemma3") else 1e-10  # whose norms count in float32
+            near = 1e-7 if name.startswith("gemma3") else 1e-10  # its norms compute in float32
             torch.testing.assert_close(value, own[name], rtol=0, atol=near)
 
 
 def test_layers_of_every_architecture_are_cut_into_stages():
-    """With a head that is the embedding on the first and the last of them."""
+    """With a tied head: the embedding is on the first and the last stage."""
     own, (first, second) = shaped("ddp", CUT), processes.run(2, shaped, "2x1x1", CUT)
     assert set(own) == set(first)
     for name, value in first.items():
@@ -62,7 +62,7 @@ def test_layers_of_every_architecture_are_cut_into_stages():
 
 
 def twice(student, micro):
-    """A loss that reads the model twice."""
+    """A loss that runs the model twice."""
     return {"a": language.cross_entropy(student, micro), "b": language.cross_entropy(student, micro)}
 
 
@@ -81,9 +81,9 @@ def staged(looks):
     language.train(model, {"text": rows}, language.nll if looks else twice, fit, hooks=[Looks()] if looks else [])
 
 
-@pytest.mark.parametrize(("looks", "said"), [(False, "runs the model twice"), (True, "has one stage: give 1 stage")])
-def test_what_reads_a_model_in_stages_otherwise_is_refused(looks, said):
-    with pytest.raises(UserError, match=f"process . of 2: parallel = 2x1x1: .*{said}"):
+@pytest.mark.parametrize(("looks", "message"), [(False, "runs the model twice"), (True, "has one stage: give 1 stage")])
+def test_what_reads_a_model_in_stages_otherwise_is_refused(looks, message):
+    with pytest.raises(UserError, match=f"process . of 2: parallel = 2x1x1: .*{message}"):
         processes.run(2, staged, looks)
 
 
@@ -100,17 +100,17 @@ REFUSED = {
 
 
 def refused():
-    """What is said of each."""
-    said = []
+    """Return the message for each case."""
+    messages = []
     for kind, changes in REFUSED.values():
         model = tiny(kind, num_key_value_heads=1) if kind == "gemma3" else tiny(kind)
-        if kind == "qwen3":  # a plan that leaves something out
+        if kind == "qwen3":  # an incomplete plan
             plan = model.config.base_model_tp_plan
             model.config.base_model_tp_plan = {n: s for n, s in plan.items() if s != tensor.PARTIAL}
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             baselines.sft(model, WORLD.forget, fit=FIT.replace(**{"parallel": "1x1x2"} | changes))
-        said.append(str(caught.value))
-    return said
+        messages.append(str(error.value))
+    return messages
 
 
 def test_what_cannot_lie_over_processes_is_refused():
@@ -118,6 +118,6 @@ def test_what_cannot_lie_over_processes_is_refused():
         launch.several("fsdp2", {})
     with pytest.raises(UserError, match="torchrun --nproc_per_node 4"):
         launch.several("1x2x2", {})
-    for said in processes.run(2, refused):
-        assert all(wanted in line and line.startswith("parallel = ") and "\n" not in line
-                   for wanted, line in zip(REFUSED, said, strict=True)), said  # fmt: skip
+    for messages in processes.run(2, refused):
+        assert all(expected in line and line.startswith("parallel = ") and "\n" not in line
+                   for expected, line in zip(REFUSED, messages, strict=True)), messages  # fmt: skip

@@ -1,4 +1,4 @@
-"""The card's exact known answers: learners, built weights, worlds, and the comparator."""
+"""Exact known answers from the card: learners, constructed weights, worlds, and the comparator."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_constructed_layers_are_gradient_steps(
     seed, n, d, o = shape
     x, y, q = draw(seed, n, d, o)
     start = None if from_zero else torch.randn(o, d, generator=torch.Generator().manual_seed(seed)).double()
-    hand = mixers.constructed(d, o, eta=eta, rows=n, layers=k, start=start)
-    torch.testing.assert_close(hand(x, y, q), gradient.gd(eta, k, start)(x, y, q), atol=1e-6, rtol=1e-9)
+    constructed = mixers.constructed(d, o, eta=eta, rows=n, layers=k, start=start)
+    torch.testing.assert_close(constructed(x, y, q), gradient.gd(eta, k, start)(x, y, q), atol=1e-6, rtol=1e-9)
     etas = [eta / (i + 1) for i in range(k)]
     each = mixers.constructed(d, o, eta=etas, rows=n, layers=k, start=start)
     torch.testing.assert_close(each(x, y, q), gradient.gd(etas, start=start)(x, y, q), atol=1e-6, rtol=1e-9)
@@ -57,9 +57,9 @@ def test_constructed_gd_plus_plus(shape: tuple[int, int, int, int], k: int, gamm
     seed, n, d, o = shape
     x, y, q = draw(seed, n, d, o)
     plus = gradient.GDPlusPlus([eta], [gamma], k).double()
-    hand = mixers.constructed(d, o, eta=eta, gamma=gamma, rows=n, layers=k)
+    constructed = mixers.constructed(d, o, eta=eta, gamma=gamma, rows=n, layers=k)
     # The learner keeps eta and gamma in float32.
-    torch.testing.assert_close(hand(x, y, q), plus(x, y, q), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(constructed(x, y, q), plus(x, y, q), atol=1e-4, rtol=1e-4)
     still = gradient.GDPlusPlus([eta], [0.0], k).double()
     torch.testing.assert_close(still(x, y, q), gradient.gd(float(still.eta.detach()), k)(x, y, q), atol=1e-9, rtol=1e-9)
 
@@ -91,7 +91,7 @@ def test_many_steps_have_a_closed_form_and_end_at_least_squares(n: int, d: int) 
         shrink = torch.linalg.matrix_power(torch.eye(d, dtype=torch.float64) - eta / n * gram, k)
         w = (torch.eye(d, dtype=torch.float64) - shrink) @ minimal
         torch.testing.assert_close(gradient.gd(eta, k)(x, y, q), (q[:, None] @ w)[:, 0], atol=1e-9, rtol=1e-9)
-    if n != d:  # a square matrix is too ill-conditioned to get there
+    if n != d:  # a square matrix is too ill-conditioned to converge
         torch.testing.assert_close(gradient.gd(eta, 20_000)(x, y, q), gradient.ols()(x, y, q), atol=1e-3, rtol=1e-3)
 
 
@@ -196,9 +196,9 @@ def test_compare_knows_equal_opposite_and_absent() -> None:
     assert same.cosine.estimate == pytest.approx(1, abs=1e-6) and same.loss_gap == (0, 0, 0)
     opposite = learners.compare(lambda x, y, q: -gd(x, y, q), gd, tasks)
     assert opposite.cosine.estimate == pytest.approx(-1, abs=1e-6) and opposite.loss_gap.low > 0
-    nothing = learners.compare(gradient.zero(), gd, tasks)
-    assert nothing.cosine.estimate == 0 and nothing.black_box
-    assert nothing.loss_gap.estimate == pytest.approx(nothing.loss.estimate - nothing.reference_loss.estimate, abs=1e-6)
+    absent = learners.compare(gradient.zero(), gd, tasks)
+    assert absent.cosine.estimate == 0 and absent.black_box
+    assert absent.loss_gap.estimate == pytest.approx(absent.loss.estimate - absent.reference_loss.estimate, abs=1e-6)
 
 
 def test_differences_give_the_sensitivities_of_a_black_box() -> None:
@@ -208,39 +208,39 @@ def test_differences_give_the_sensitivities_of_a_black_box() -> None:
     def closed(x: torch.Tensor, y: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return gd(x, y, query).detach()
 
-    seen, known = learners.behaviour(closed, tasks), learners.behaviour(gd, tasks)
-    assert seen.black_box and not known.black_box
-    torch.testing.assert_close(seen.sensitivity, known.sensitivity, atol=1e-4, rtol=1e-4)
+    estimated, exact = learners.behaviour(closed, tasks), learners.behaviour(gd, tasks)
+    assert estimated.black_box and not exact.black_box
+    torch.testing.assert_close(estimated.sensitivity, exact.sensitivity, atol=1e-4, rtol=1e-4)
 
 
 def test_tuned_gd_plus_plus_beats_as_many_steps_of_gd() -> None:
     world = regression.Linear(dim=5, rows=5)
     tasks = world((0, 0, 9), 5_000)
-    found, told = gradient.known(world, tasks, steps=2)
-    loss = {name: learners.losses(f, tasks).mean().item() for name, f in found.items()}
-    assert loss["gd++"] < 0.8 * loss["gd"] < loss["zero"] and told["steps"] == 2
+    tuned, findings = gradient.known(world, tasks, steps=2)
+    loss = {name: learners.losses(f, tasks).mean().item() for name, f in tuned.items()}
+    assert loss["gd++"] < 0.8 * loss["gd"] < loss["zero"] and findings["steps"] == 2
     assert "gd++" not in gradient.known(world, tasks, steps=1)[0]  # one step of it is a step of GD
 
 
 def test_ood_curve_and_rescaled_tasks() -> None:
     tasks = regression.Linear(dim=2, rows=5)(0, 200)
-    big = learners.rescaled(tasks, inputs=2.0, targets=3.0)
-    torch.testing.assert_close(big["x"], 2 * tasks["x"])
-    torch.testing.assert_close(big["target"], 6 * tasks["target"])
-    drawn = learners.shifted(
+    scaled = learners.rescaled(tasks, inputs=2.0, targets=3.0)
+    torch.testing.assert_close(scaled["x"], 2 * tasks["x"])
+    torch.testing.assert_close(scaled["target"], 6 * tasks["target"])
+    shifted = learners.shifted(
         {"zero": gradient.zero()}, lambda a: learners.rescaled(tasks, targets=a), [1.0, 2.0], "title", "scale"
     )
-    (zero,) = drawn.lines
+    (zero,) = shifted.lines
     assert zero.name == "zero" and zero.x == [1.0, 2.0] and zero.y[1] == pytest.approx(4 * zero.y[0])
 
 
 def test_interpolation_of_the_construction_with_itself() -> None:
-    hand = mixers.constructed(3, eta=0.4, rows=5)
+    constructed = mixers.constructed(3, eta=0.4, rows=5)
     with torch.no_grad():  # another scale of the same function
-        hand.wq *= 4
-        hand.wv /= 4
+        constructed.wq *= 4
+        constructed.wv /= 4
     x, y, q = draw(7, 5, 3, 1)
-    half = mixers.interpolated(hand, 0.4, 5)
+    half = mixers.interpolated(constructed, 0.4, 5)
     torch.testing.assert_close(half(x, y, q), gradient.gd(0.4)(x, y, q), atol=1e-9, rtol=1e-9)
     with pytest.raises(ValueError, match="one head"):
         mixers.interpolated(mixers.LinearSelfAttention(3, heads=2), 0.4, 5)

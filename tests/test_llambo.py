@@ -1,5 +1,5 @@
-"""Spaces are read, written and read back; a model's answers become new trials that lie in them; surrogates and their
-acquisition have their known answers; and what the model cannot say, Optuna does."""
+"""Search spaces are parsed, written and parsed back; a model's answers become new trials inside them; surrogates and
+acquisition match known answers; and Optuna supplies what the model cannot."""
 
 import json
 import math
@@ -52,14 +52,14 @@ def test_a_configuration_is_read_back_as_it_was_written(seed):
     config = draw(seed)
     assert SPACE.valid(config) and ("momentum" in config) == (config["optimizer"] == "sgd")
     for text in (SPACE.written(config), f"## {SPACE.written(config)} ##", json.dumps(config), str(config)):
-        back = SPACE.read(text)
-        assert back is not None and SPACE.key(back) == SPACE.key(config), text
-        assert type(back["layers"]) is int and back["bias"] is config["bias"]
-    assert back["lr"] == pytest.approx(config["lr"], rel=1e-9)
+        parsed = SPACE.read(text)
+        assert parsed is not None and SPACE.key(parsed) == SPACE.key(config), text
+        assert type(parsed["layers"]) is int and parsed["bias"] is config["bias"]
+    assert parsed["lr"] == pytest.approx(config["lr"], rel=1e-9)
 
 
 def test_numbers_keep_the_digits_that_their_range_needs():
-    """By its lower bound, 0, every momentum would be written 0 or 1."""
+    """Rounded by its lower bound, 0, every momentum would be written as 0 or 1."""
     by_name = {p.name: p for p in SPACE.parameters}
     assert by_name["momentum"].written(0.9137) == "0.914" and by_name["lr"].written(0.000123456) == "0.000123"
     wide = spaces.Parameter("x", "float", 0, 5000)
@@ -83,7 +83,7 @@ def test_what_is_no_configuration_of_the_space(text):
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         ({"low": 0, "high": 1, "log": True}, "lr: low = 0: a log scale begins above 0"),
         ({"low": 2, "high": 1}, "lr: `low` and `high` are numbers, the lower first"),
@@ -93,10 +93,10 @@ def test_what_is_no_configuration_of_the_space(text):
         ({"low": 0, "high": 1, "when": {"depth": [1]}}, "lr: `when` names depth, which no parameter"),
     ],
 )  # fmt: skip
-def test_a_space_that_is_none_is_one_line(row, told):
-    with pytest.raises(UserError, match=re.escape(told)) as caught:
+def test_a_space_that_is_none_is_one_line(row, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         space_of(json.dumps({"lr": row}))
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_space_that_cannot_be_read_names_its_file(tmp_path):
@@ -129,7 +129,7 @@ def test_the_wished_score(scores, alpha):
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(0.1, 10), st.floats(-50, 50))
 def test_any_metric_is_shown_alike(scores, scale, offset):
-    """Negative, huge or turned round: standardised, the model reads the same."""
+    """Negative, huge or reversed scores: standardised, the prompt is the same."""
     plain = tuning.trials([{}] * len(scores), scores, False, QUICK)
     other = tuning.trials([{}] * len(scores), [-scale * s + offset for s in scores], True, QUICK)
     if np.std(scores) > 1e-6:
@@ -140,7 +140,7 @@ def test_any_metric_is_shown_alike(scores, scale, offset):
 def test_labels_of_the_generative_surrogate():
     history = Trials((), (5.0, 1.0, 3.0, 2.0, 4.0), lower=True)
     assert tuning.labels(history, 0.2) == [0, 1, 0, 0, 0] and tuning.labels(history, 0.5) == [0, 1, 0, 1, 0]
-    assert sum(tuning.labels(Trials((), (2.0, 2.0, 2.0)), 0.2)) == 3  # the best always is one
+    assert sum(tuning.labels(Trials((), (2.0, 2.0, 2.0)), 0.2)) == 3  # the best always counts as good
     assert tuning.two_way({"1": -1.0, "0": -3.0, "x": -0.1}) == pytest.approx(1 / (1 + math.exp(-2)))
     assert tuning.two_way({"x": -0.1}) is None
 
@@ -160,22 +160,22 @@ def test_three_levels_of_context():
     assert "images" in said() and "10 classes" in said()
     assert "images" in said(context="partial") and "10 classes" not in said(context="partial")
     assert "images" not in said(context="none") and "a ResNet" in said(context="none")
-    hidden = Words(SPACE, Card(names=False))
-    assert "momentum" not in hidden.warm(3) and "only where X1 is sgd" not in hidden.warm(3)
+    unnamed = Words(SPACE, Card(names=False))
+    assert "momentum" not in unnamed.warm(3) and "only where X1 is sgd" not in unnamed.warm(3)
     config = draw(3)
-    assert hidden.read(hidden.config(config)) is not None and "lr" not in hidden.config(config)
+    assert unnamed.read(unnamed.config(config)) is not None and "lr" not in unnamed.config(config)
 
 
 # --- the three parts -------------------------------------------------------------------------
 
 
 def saying(prompt, i=0):
-    """A model with a rule: candidates around lr 1e-3, predictions by `loss`, a warm start of three lines."""
+    """A rule-based model: candidates around lr 1e-3, predictions by `loss`, a warm start of three lines."""
     if "Name " in prompt:
         return "\n".join(f"lr: {10.0**-k}, layers: {k}, optimizer: adam, width: 64, bias: True" for k in (2, 3, 4))
     if prompt.endswith("Performance: ##"):
-        asked = SPACE.read(prompt.splitlines()[-2])
-        return f" {-loss(asked)} ##"
+        point = SPACE.read(prompt.splitlines()[-2])
+        return f" {-loss(point)} ##"
     rng = np.random.default_rng(i + len(prompt))
     config = draw(int(rng.integers(10**6))) | {"lr": float(10 ** rng.uniform(-3.3, -2.7)), "layers": 1}
     return f" {SPACE.written(config)} ##"
@@ -187,12 +187,12 @@ def asker(write=saying, **how):
 
 def test_candidates_are_new_and_lie_in_the_space():
     configs = [draw(n) for n in range(4)]
-    history, known = tuning.trials(configs, [0.0, 1, 2, 3], False, QUICK), SPACE.written(configs[0])
+    history, expected = tuning.trials(configs, [0.0, 1, 2, 3], False, QUICK), SPACE.written(configs[0])
     replies = iter(
-        [known, "no idea", "lr: 5, layers: 1", *[SPACE.written(draw(n)) for n in (50, 50, 51)], *[known] * 99]
+        [expected, "no idea", "lr: 5, layers: 1", *[SPACE.written(draw(n)) for n in (50, 50, 51)], *[expected] * 99]
     )
-    found = tuning.candidates(asker(lambda p, i: next(replies)), Words(SPACE, Card()), history, QUICK, 0, configs)
-    assert [SPACE.key(c) for c in found] == [SPACE.key(draw(50)), SPACE.key(draw(51))]
+    result = tuning.candidates(asker(lambda p, i: next(replies)), Words(SPACE, Card()), history, QUICK, 0, configs)
+    assert [SPACE.key(c) for c in result] == [SPACE.key(draw(50)), SPACE.key(draw(51))]
 
 
 def test_a_constant_model_has_the_floor_as_its_deviation_and_the_first_candidate_wins():
@@ -201,8 +201,8 @@ def test_a_constant_model_has_the_floor_as_its_deviation_and_the_first_candidate
     mean, std = tuning.predicted(asker(lambda p, i: "0.5"), words, history, configs[:3], QUICK, 0)
     assert mean.tolist() == [0.5] * 3 and std.tolist() == [tuning.FLOOR] * 3
     assert int(np.argmax(tuning.expected_improvement(mean, std, history.best))) == 0
-    odd = iter(["1", "x", "2", "3"] * 9 + ["nothing"] * 99)
-    mean, std = tuning.predicted(asker(lambda p, i: next(odd)), words, history, configs[:1], QUICK, 0)
+    replies = iter(["1", "x", "2", "3"] * 9 + ["nothing"] * 99)
+    mean, std = tuning.predicted(asker(lambda p, i: next(replies)), words, history, configs[:1], QUICK, 0)
     assert mean[0] == pytest.approx(2.0)
     mean, _ = tuning.predicted(asker(lambda p, i: "nothing"), words, history, configs[:2], QUICK, 0)
     assert np.isnan(mean).all()
@@ -210,8 +210,8 @@ def test_a_constant_model_has_the_floor_as_its_deviation_and_the_first_candidate
 
 def test_the_generative_surrogate_takes_what_the_model_calls_good():
     def tops(prompt):
-        asked = SPACE.read(prompt.splitlines()[-2])
-        return {" 1": -loss(asked), " 0": -1.0}
+        config = SPACE.read(prompt.splitlines()[-2])
+        return {" 1": -loss(config), " 0": -1.0}
 
     model = Scripted(write=saying, tops=tops)
     result = prompting.llambo(model, HISTORY, space=json.dumps(ROWS), lower=True, suggest=2,
@@ -247,20 +247,20 @@ def test_the_loop_finds_what_the_model_knows():
 
 
 def test_searches_that_know_nothing_have_as_many_trials_and_only_beat_themselves():
-    asked = []
+    requests = []
 
     def counted(config):
-        asked.append(loss(config))
-        return asked[-1]
+        requests.append(loss(config))
+        return requests[-1]
 
     result = prompting.llambo(Scripted(write=saying), HISTORY, space=json.dumps(ROWS), objective=counted, lower=True,
                               trials=4, against=("random", "tpe"), search=QUICK)  # fmt: skip
-    assert len(asked) == 12 and len(result.records) == 4  # the model's, then those of each other search
+    assert len(requests) == 12 and len(result.records) == 4  # the model's trials, then those of each other search
     best = result.findings["best_after_as_many_trials"]
     assert best["llambo"] == result.metrics["best_score"].after
-    begun = min(t.score for t in HISTORY)  # which all of them have
+    start_best = min(t.score for t in HISTORY)  # shared by all of them
     for at, name in ((4, "random"), (8, "tpe")):
-        assert best[name] == min(*asked[at : at + 4], begun)
+        assert best[name] == min(*requests[at : at + 4], start_best)
         assert result.metrics[f"best_score_beyond_{name}"].after == best["llambo"] - best[name]
     assert best["llambo"] < best["random"]
 
@@ -268,16 +268,16 @@ def test_searches_that_know_nothing_have_as_many_trials_and_only_beat_themselves
 def test_predictions_come_in_the_scores_own_units_and_know_what_they_do_not_know():
     scores = [3.0, 5.0, 10.0]
     for lower in (False, True):
-        shown = tuning.trials([{}] * 3, scores, lower, Search())
-        means = [tuning.unshown(m, 1.0, scores, lower, Search())[0] for m in shown.shown]
+        history = tuning.trials([{}] * 3, scores, lower, Search())
+        means = [tuning.unshown(m, 1.0, scores, lower, Search())[0] for m in history.shown]
         assert means == pytest.approx(scores)
     assert tuning.unshown(0.0, 2.0, scores, True, Search())[1] == pytest.approx(2 * np.std(scores))
     assert tuning.unshown(7.0, 2.0, scores, True, Search(scores="raw")) == (7.0, 2.0)
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=20_000), rng.uniform(0.5, 2, 20_000)
-    right = tuning.calibration(mean, std, rng.normal(mean, std))
-    assert right["coverage"] == pytest.approx(0.9, abs=0.01)
-    assert right["sharpness"] == pytest.approx(2 * 1.645 * 1.25, rel=0.02)
+    calibrated = tuning.calibration(mean, std, rng.normal(mean, std))
+    assert calibrated["coverage"] == pytest.approx(0.9, abs=0.01)
+    assert calibrated["sharpness"] == pytest.approx(2 * 1.645 * 1.25, rel=0.02)
     assert tuning.calibration(mean, std / 3, rng.normal(mean, std))["coverage"] < 0.5
     result = prompting.llambo(Scripted(write=saying), HISTORY, space=json.dumps(ROWS), objective=loss, lower=True,
                               trials=3, search=QUICK)  # fmt: skip
@@ -315,7 +315,7 @@ def test_a_failed_trial_is_kept_and_an_objective_that_raises_is_told():
 
 
 def test_a_study_that_defines_its_space_as_it_runs():
-    """No space is given: conditional parameters are proposed too, and taken where a trial asks for them."""
+    """Without a given space: conditional parameters are proposed too, and used where a trial suggests them."""
 
     def objective(trial):
         lr = trial.suggest_float("lr", 1e-5, 0.1, log=True)
@@ -330,10 +330,10 @@ def test_a_study_that_defines_its_space_as_it_runs():
         )  # fmt: skip
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    by = sampler.LlamboSampler(Scripted(write=write), how=QUICK, start=4, warm=False)
-    study = optuna.create_study(sampler=by)
+    llambo = sampler.LlamboSampler(Scripted(write=write), how=QUICK, start=4, warm=False)
+    study = optuna.create_study(sampler=llambo)
     study.optimize(objective, 8)
-    assert set(by.sources.values()) == {"random", "model"}
+    assert set(llambo.sources.values()) == {"random", "model"}
     assert all(t.params["layers"] == 1 for t in study.trials[4:]) and study.best_value < 1.7
 
 

@@ -1,4 +1,4 @@
-"""What is saved opens again, here and in transformers, with the same numbers; what is broken is one line."""
+"""Saved models reload, here and in transformers, with the same numbers; a broken one gives a one-line error."""
 
 import copy
 import json
@@ -42,24 +42,24 @@ def logp(model):
 
 @pytest.fixture(scope="module")
 def folder(fresh, tmp_path_factory):
-    """A sound Llama folder; tests copy it before they break it."""
-    place = tmp_path_factory.mktemp("sound") / "model"
-    place.mkdir()
-    assert fresh("llama").save(place) == "hf"
-    return place
+    """A valid Llama folder; tests copy it before they break it."""
+    path = tmp_path_factory.mktemp("sound") / "model"
+    path.mkdir()
+    assert fresh("llama").save(path) == "hf"
+    return path
 
 
 @pytest.fixture
 def broken(folder, tmp_path):
-    """A copy that is not ours: what didact sealed is known to be damaged before anything else is looked at."""
+    """A copy without didact's checksums: with them, damage is reported before any other check."""
     return shutil.copytree(folder, tmp_path / "broken", ignore=shutil.ignore_patterns(".didact.json"))
 
 
 def complaint(path, **options):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         load_model(path, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2", "t5"])
@@ -95,7 +95,7 @@ def test_an_adapter_is_saved_alone_and_opens_on_its_start_model(arch, fresh, tmp
     again = load_model(tmp_path / "out/model", device="cpu")
     taught = logp(result.models["model"])
     torch.testing.assert_close(logp(again), taught, rtol=0, atol=1e-6)
-    assert (logp(start) - taught).abs().max() > 1e-2  # it was taught something
+    assert (logp(start) - taught).abs().max() > 1e-2  # training changed it
     auto = hf.AutoModelForSeq2SeqLM if arch == "t5" else hf.AutoModelForCausalLM
     plain = PeftModel.from_pretrained(auto.from_pretrained(tmp_path / "start"), tmp_path / "out/model")
     as_model = type(start)(plain.eval(), start.processor, start.kind)
@@ -110,15 +110,15 @@ def start(folder, tmp_path_factory):
     return load_model(shutil.copytree(folder, tmp_path_factory.mktemp("start") / "base"), device="cpu")
 
 
-def adapter_of(start, place, **config):
-    """A peft folder on `start`, its weights as if trained."""
-    made = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
+def adapter_of(start, folder, **config):
+    """Save a peft adapter on `start`, with non-zero weights as if trained."""
+    lora = peft.LoraConfig(**{"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **config})
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        module = peft.get_peft_model(copy_of(start).module, made)
+        module = peft.get_peft_model(copy_of(start).module, lora)
         for p in module.parameters():
             p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
-    module.save_pretrained(place)
+    module.save_pretrained(folder)
     return Model(module.eval(), start.processor)
 
 
@@ -139,18 +139,18 @@ KINDS = {
 )
 def test_an_adapter_of_any_kind_is_merged_saved_and_trained_on(kind, start, tmp_path):
     assert start.config.tie_word_embeddings
-    want = logp(adapter_of(start, tmp_path / "adapter", **KINDS[kind]))
+    expected = logp(adapter_of(start, tmp_path / "adapter", **KINDS[kind]))
     model = load_model(tmp_path / "adapter", device="cpu")
-    assert (logp(start) - want).abs().max() > 0.02
-    torch.testing.assert_close(logp(model), want, rtol=0, atol=1e-5)
+    assert (logp(start) - expected).abs().max() > 0.02
+    torch.testing.assert_close(logp(model), expected, rtol=0, atol=1e-5)
     Result(models={"model": adapters.merged(model)}).save(tmp_path)
-    torch.testing.assert_close(logp(load_model(tmp_path / "model", device="cpu")), want, rtol=0, atol=1e-4)
+    torch.testing.assert_close(logp(load_model(tmp_path / "model", device="cpu")), expected, rtol=0, atol=1e-4)
     for rank, form in ((0, "hf"), (3, "peft")):
         before = model.fingerprint()
         result = baselines.sft(model, DEMOS, fit=QUICK.replace(lora=rank))
         assert result.save(tmp_path / form)["model"].startswith(form) and model.fingerprint() == before
         taught = logp(result.models["model"])
-        assert taught.mean() > want.mean()  # it goes on from the adapter
+        assert taught.mean() > expected.mean()  # training continues from the adapter
         torch.testing.assert_close(logp(load_model(tmp_path / form / "model")), taught, rtol=0, atol=1e-4)
 
 
@@ -174,10 +174,10 @@ def test_a_base_is_found_beside_its_adapter_and_may_be_an_adapter(start, tmp_pat
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "/gone/base"}))
     one = load_model(tmp_path / "first", device="cpu")
     torch.testing.assert_close(logp(one), logp(first), rtol=0, atol=1e-5)
-    want = logp(adapter_of(adapters.merged(one), tmp_path / "second"))
+    expected = logp(adapter_of(adapters.merged(one), tmp_path / "second"))
     two = load_model(tmp_path / "second", device="cpu")
-    assert two.base == str(tmp_path / "first") and (want - logp(one)).abs().max() > 0.03
-    torch.testing.assert_close(logp(two), want, rtol=0, atol=1e-4)
+    assert two.base == str(tmp_path / "first") and (expected - logp(one)).abs().max() > 0.03
+    torch.testing.assert_close(logp(two), expected, rtol=0, atol=1e-4)
 
 
 def test_an_adapter_that_cannot_be_merged_is_one_line(start, tmp_path):
@@ -207,20 +207,20 @@ def test_what_an_adapter_start_becomes_is_one_line_and_result_json_says_what_eva
     adapter_of(start, tmp_path / "adapter")
     data = tmp_path / "demos.jsonl"
     data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in DEMOS))
-    words = f"run sft --model {tmp_path}/adapter --demos {data} --steps=3 --rows=2 --lr=.01".split()
-    for more, line, form in (
+    command = f"run sft --model {tmp_path}/adapter --demos {data} --steps=3 --rows=2 --lr=.01".split()
+    for extra, line, form in (
         ([], "merged into it, and all weights are trained", "hf"),
         (["--lora", "4"], "whose rank stays 2: --lora 4 does not change it", "peft"),
     ):
         out = tmp_path / form
-        assert cli.main([*words, *more, "--out", str(out)]) == 0
+        assert cli.main([*command, *extra, "--out", str(out)]) == 0
         assert len([x for x in capsys.readouterr().err.splitlines() if line in x]) == 1
-        told = json.loads((out / "result.json").read_text())
-        assert told["files"]["model"].startswith(form)
-        found = verbs.evaluate(str(out), str(data), "answer")
-        for name, metric in found.items():
-            assert metric.after == pytest.approx(told["metrics"][name]["after"], abs=1e-6)
-            assert metric.before == pytest.approx(told["metrics"][name]["before"], abs=1e-5)
+        saved = json.loads((out / "result.json").read_text())
+        assert saved["files"]["model"].startswith(form)
+        result = verbs.evaluate(str(out), str(data), "answer")
+        for name, metric in result.items():
+            assert metric.after == pytest.approx(saved["metrics"][name]["after"], abs=1e-6)
+            assert metric.before == pytest.approx(saved["metrics"][name]["before"], abs=1e-5)
 
 
 def test_an_adapter_that_fits_another_model_is_refused(start, fresh, tmp_path):
@@ -251,12 +251,12 @@ def test_a_reward_models_adapter_judges(start, tmp_path):
             p.add_(0.2 * torch.randn_like(p) * p.requires_grad)
     module.eval().peft_config["default"].base_model_name_or_path = start.base
     module.save_pretrained(tmp_path / "adapter")
-    asked = [d.prompt for d in DEMOS], [d.completion for d in DEMOS]
-    want = rewards.score(Model(module, judge.processor, "encoder"), *asked)
-    assert reward_functions.reward_of(str(tmp_path / "adapter"))(*asked) == pytest.approx(want, abs=1e-4)
+    texts = [d.prompt for d in DEMOS], [d.completion for d in DEMOS]
+    expected = rewards.score(Model(module, judge.processor, "encoder"), *texts)
+    assert reward_functions.reward_of(str(tmp_path / "adapter"))(*texts) == pytest.approx(expected, abs=1e-4)
     assert "a reward model, which generates no text" in complaint(tmp_path / "adapter")
-    adapter_of(start, tmp_path / "speaks")  # a language model's adapter is asked for a yes or no
-    assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*asked))
+    adapter_of(start, tmp_path / "speaks")  # a language model's adapter gets the yes/no prompt
+    assert all(0 <= v <= 1 for v in reward_functions.reward_of(str(tmp_path / "speaks"))(*texts))
 
 
 def test_saving_again_replaces_what_it_wrote_and_nothing_else(fresh, tmp_path):
@@ -282,12 +282,12 @@ def test_what_is_no_model_dtype_or_device_is_named(folder, tmp_path):
     assert complaint(folder, dtype="float8") == f"unknown dtype 'float8': use one of {', '.join(load.DTYPES)}"
     assert complaint(folder, device="warp").startswith("device 'warp' cannot be used")
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "none", tmp_path / "file", "./none"):  # no hub id either
-        assert complaint(place) == f"{place}: not a model folder"
+    for path in (tmp_path / "none", tmp_path / "file", "./none"):  # not a hub id either
+        assert complaint(path) == f"{path}: not a model folder"
 
 
 def rewritten(path, change):
-    """A file of weights with `change` done to its tensors."""
+    """Apply `change` to the tensors of a weights file."""
     weights = load_file(path)
     change(weights)
     save_file(weights, path, metadata={"format": "pt"})
@@ -325,12 +325,12 @@ BREAKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", BREAKS)
-def test_a_broken_folder_is_one_line(what, broken):
-    breaks, told = BREAKS[what]
+@pytest.mark.parametrize("case", BREAKS)
+def test_a_broken_folder_is_one_line(case, broken):
+    breaks, expected = BREAKS[case]
     breaks(broken)
-    said = complaint(broken)
-    assert said.startswith(str(broken)) and told in said
+    message = complaint(broken)
+    assert message.startswith(str(broken)) and expected in message
 
 
 def test_an_adapter_without_start_model_is_merged_or_says_which_field_to_fill(fresh, start, tmp_path):
@@ -357,7 +357,7 @@ def test_modules_transformers_cannot_express_are_saved_as_didacts(tmp_path):
 
 
 def nested(fresh, context=4096, **text):
-    """A model of two modalities, tiny, whose text has a configuration of its own."""
+    """A tiny model of two modalities, whose text part has its own configuration."""
     plain = fresh("gemma3", context=context, **text)
     vision = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = hf.Gemma3Config(
@@ -397,7 +397,7 @@ def test_a_sliding_window_is_no_limit_and_a_tokenizers_sentinel_says_nothing(fre
     assert fresh("mistral", sliding_window=4).context == 64
     model = fresh("mamba")
     del model.config.n_positions
-    model.config.context_length = 80  # RWKV's name of it
+    model.config.context_length = 80  # RWKV's name for it
     assert model.context == 80
     del model.config.context_length
     model.save(tmp_path)
@@ -417,7 +417,7 @@ def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
     generate.generate(model, [p for p, _ in pairs], max_new_tokens=4)
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        f"{what}: 1 of 2 prompts are cut on the left to fit the context of 64 tokens" for what in ("demos", "answers")
+        f"{name}: 1 of 2 prompts are cut on the left to fit the context of 64 tokens" for name in ("demos", "answers")
     ]
 
 
@@ -425,7 +425,7 @@ def test_prompts_that_lose_tokens_are_counted(fresh, capsys):
 
 
 def with_token(model, token="<far>", **special):
-    """The same model under a tokenizer with one token more than it has embeddings for."""
+    """The same model with a tokenizer that has one token more than the embeddings."""
     wide = copy.deepcopy(model.processor)
     wide.add_special_tokens({**special} if special else {"additional_special_tokens": [token]})
     return Model(model.module, wide)
@@ -443,10 +443,10 @@ def test_tokens_without_embedding_are_told_at_load_and_refused_by_line(fresh, tm
     data = tmp_path / "demos.jsonl"
     rows = [(d.prompt, d.completion) for d in DEMOS] + [("Who <far> is it?", "Mira")]
     data.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
-    words = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", str(data), "--steps=1"]
-    assert cli.main([*words, "--out", str(tmp_path / "out")]) == 2
+    command = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", str(data), "--steps=1"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 2
     assert f"{data}:3: field 'completion': the model has no embedding of the token '<far>'" in capsys.readouterr().err
-    assert cli.main([*words, "--out", str(tmp_path / "out"), "--skip-bad"]) == 0
+    assert cli.main([*command, "--out", str(tmp_path / "out"), "--skip-bad"]) == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["data"]["demos"]["dropped"] == 1
 
 
@@ -488,21 +488,21 @@ def test_answers_that_cannot_be_learnt_are_all_told_by_file_line_and_field_befor
     rows[3]["rejected"], rows[7]["chosen"] = BAD["empty"], BAD["long"]
     data.write_text("".join(json.dumps(r) + "\n" for r in rows))
     out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
-    words = {
+    command = {
         "run": ["run", "dpo", "--model", str(folder), "--preferences", str(data), "--steps=1", *out],
         "evaluate": ["evaluate", str(folder), "--data", str(data), "--protocol", "prefer"],
         "compare": ["compare", "dpo", "--model", str(folder), "--preference", str(data), "--budget=1k-tokens", *out],
     }[verb]
-    assert cli.main(words) == 2
-    told = capsys.readouterr().err
-    assert f"{data}:4: field 'rejected': the completion is empty" in told
-    assert f"{data}:8: field 'chosen': the completion has " in told and "--skip-bad" in told
+    assert cli.main(command) == 2
+    stderr = capsys.readouterr().err
+    assert f"{data}:4: field 'rejected': the completion is empty" in stderr
+    assert f"{data}:8: field 'chosen': the completion has " in stderr and "--skip-bad" in stderr
     assert not (tmp_path / "out").exists()
     if verb != "compare":
-        assert cli.main([*words, "--skip-bad"]) == 0
+        assert cli.main([*command, "--skip-bad"]) == 0
     if verb == "run":
-        told = json.loads((tmp_path / "out" / "result.json").read_text())["data"]["preferences"]
-        assert told["records"] == 10 and told["dropped"] == 2
+        stderr = json.loads((tmp_path / "out" / "result.json").read_text())["data"]["preferences"]
+        assert stderr["records"] == 10 and stderr["dropped"] == 2
 
 
 CODE = """
@@ -518,7 +518,7 @@ class Model(LlamaForCausalLM):
 
 @pytest.mark.parametrize("verb", ["run", "dry", "evaluate", "compare", "advise", "judge"])
 def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb, broken, tmp_path, monkeypatch, capsys):
-    """transformers asks whether it may run the code where it is not told; `yes y |` would answer."""
+    """Without the option transformers asks whether it may run the code; `yes y |` would answer."""
     marker = tmp_path / "marker"
     (broken / "code.py").write_text(CODE.format(marker=str(marker)))
     config = json.loads((broken / "config.json").read_text())
@@ -527,7 +527,7 @@ def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb,
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) + "\n" for i in range(60)))
     out = ["--out", str(tmp_path / "out")]
-    words = {
+    command = {
         "run": ["run", "sft", "--model", str(broken), "--demos", str(data), *out],
         "dry": ["run", "sft", "--model", str(broken), "--demos", str(data), *out, "--dry-run"],
         "evaluate": ["evaluate", str(broken), "--data", str(data), "--protocol", "answer"],
@@ -541,6 +541,6 @@ def test_a_folders_own_python_never_runs_whatever_stands_on_standard_input(verb,
         (broken.parent / "sound" / "config.json").write_text(
             json.dumps(config | {"model_type": "llama", "auto_map": {}})
         )
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what `yes y |` answers
-    assert cli.main(words) == (0 if verb == "advise" else 2)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answers of `yes y |`
+    assert cli.main(command) == (0 if verb == "advise" else 2)
     assert not marker.exists() and "Traceback" not in capsys.readouterr().err

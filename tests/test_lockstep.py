@@ -1,4 +1,4 @@
-"""A process that runs out of memory among others that wait for it: all go on with half the micro-batch, or all end."""
+"""One of several processes runs out of memory: all continue with half the micro-batch, or all end."""
 
 import json
 import time
@@ -24,7 +24,7 @@ ERRORS = [
 
 
 class Short(Hook):
-    """Memory runs out in a layer of some processes in the second step: `{process: (layer, whether going back)}`."""
+    """Out of memory in a layer of some processes in the second step: `{process: (layer, whether in backward)}`."""
 
     def __init__(self, where, always=False):
         self.where, self.always, self.tokens = where, always, []
@@ -33,7 +33,7 @@ class Short(Hook):
         if step.step != 1 or (spot := self.where.get(distributed.here()[0])) is None:
             return
         layer = spread.layers(step.module)[spot[0]]
-        handle = layer.register_forward_hook(lambda _, given, out: self.met(handle, spot[1], given[0], out))
+        handle = layer.register_forward_hook(lambda _, inputs, out: self.met(handle, spot[1], inputs[0], out))
 
     def met(self, handle, back, given, out):
         self.tokens.append(given.shape[0] * given.shape[1])
@@ -53,10 +53,10 @@ def trained(start, parallel, hooks=(), folder=None, method="sft", **changes):
     model = load(start, device="cpu", dtype="float64")
     fit = FIT.replace(parallel=parallel, folder=folder, **changes)
     if method == "npo":
-        made = unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit, hooks=hooks)
+        result = unlearning.npo(model, WORLD.forget, WORLD.retain, fit=fit, hooks=hooks)
     else:
-        made = baselines.sft(model, WORLD.forget, fit=fit, hooks=hooks)
-    return {n: p.detach().clone() for n, p in made.models["model"].module.named_parameters()}, made.history
+        result = baselines.sft(model, WORLD.forget, fit=fit, hooks=hooks)
+    return {n: p.detach().clone() for n, p in result.models["model"].module.named_parameters()}, result.history
 
 
 @pytest.fixture(scope="module")
@@ -69,50 +69,50 @@ def start(tmp_path_factory):
 
 CASES = [
     ({1: (1, False)}, {}),
-    ({1: (0, True)}, {}),  # going back, some gradients are summed already
-    ({0: (1, True), 1: (0, False)}, {"method": "npo"}),  # two at once, at different places of two streams
+    ({1: (0, True)}, {}),  # in backward, when some gradients are already summed
+    ({0: (1, True), 1: (0, False)}, {"method": "npo"}),  # two at once, at different positions of two streams
     ({0: (1, False)}, {"checkpointing": True}),
 ]
 
 
 def several(start, folder):
-    """Every case in these processes, the first one with checkpoints; and how trainings end that fit nowhere.
+    """Run every case in these processes, the first one with checkpoints; and trainings that never fit in memory.
 
     Returns:
-        Weights, log and how often memory ran out here, of each case; the line at the end, seconds, tokens; the line of
-        a split layer.
+        Weights, log and number of out-of-memory errors of each case; the final message, seconds, tokens; the message
+        for a split layer.
     """
     with pytest.raises(UserError) as split:
         trained(start, "1x1x2", [Short({0: (1, False), 1: (1, False)})])
-    made = []
-    for i, (where, changes) in enumerate(CASES):
-        hook = Short(where)
-        made.append((*trained(start, "fsdp2", [hook], None if i else folder, **changes), len(hook.tokens)))
-    began, hook = time.monotonic(), Short({1: (1, False)}, always=True)
-    with pytest.raises(UserError) as found, distributed.peers():
+    runs = []
+    for i, (faults, changes) in enumerate(CASES):
+        hook = Short(faults)
+        runs.append((*trained(start, "fsdp2", [hook], None if i else folder, **changes), len(hook.tokens)))
+    start_time, hook = time.monotonic(), Short({1: (1, False)}, always=True)
+    with pytest.raises(UserError) as error, distributed.peers():
         trained(start, "fsdp2", [hook])
-    end = str(found.value), time.monotonic() - began, hook.tokens
-    return made, end, str(split.value)
+    end = str(error.value), time.monotonic() - start_time, hook.tokens
+    return runs, end, str(split.value)
 
 
 @pytest.fixture(scope="module")
 def two(start, tmp_path_factory):
-    """What two processes made and said, and the checkpoints they kept."""
-    kept = tmp_path_factory.mktemp("kept")
-    return processes.run(2, several, start, str(kept)), kept
+    """The results and messages of two processes, and their checkpoints."""
+    folder = tmp_path_factory.mktemp("kept")
+    return processes.run(2, several, start, str(folder)), folder
 
 
 def test_all_halve_the_micro_batch_when_one_runs_out_of_memory(start, two):
-    made, kept = two
-    for i, (where, changes) in enumerate(CASES):
+    results, folder = two
+    for i, (faults, changes) in enumerate(CASES):
         own, history = trained(start, "ddp", **changes)
-        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in made):
-            assert met == (rank in where)
+        for rank, (weights, logged, met) in enumerate(cases[i] for cases, *_ in results):
+            assert met == (rank in faults)
             for name, value in own.items():
                 torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-10)
             for mine, other in zip(history, logged, strict=True):
                 assert mine == pytest.approx(other, rel=1e-12, abs=1e-12)
-    (state,) = kept.rglob("step-00000003/state.json")
+    (state,) = folder.rglob("step-00000003/state.json")
     assert json.loads(state.read_text())["micro_tokens"] == FIT.micro_tokens // 2
 
 

@@ -26,11 +26,11 @@ def logits(model):
 
 def trained(model, seed=0):
     """Adapter weights as if trained: LoRA's B starts at 0, (IA)^3's vectors at 1."""
-    made = torch.Generator().manual_seed(seed)
+    result = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.module.named_parameters():
             if "lora_" in name or "ia3_l" in name:
-                p.add_(0.3 * torch.randn(p.shape, generator=made, dtype=p.dtype))
+                p.add_(0.3 * torch.randn(p.shape, generator=result, dtype=p.dtype))
     model.module.eval()
     return model
 
@@ -40,8 +40,8 @@ def test_a_vector_leads_from_the_base_to_the_tuned_model_and_back(kind):
     base, tuned = double(kind), double(kind, seed=1)
     before = base.fingerprint()
     tau = merge.task_vector(tuned, base)
-    there, back = merge.moved(base, tau, 1.0), merge.moved(tuned, tau, -1.0)
-    for ours, theirs in ((there, tuned), (back, base)):
+    added, subtracted = merge.moved(base, tau, 1.0), merge.moved(tuned, tau, -1.0)
+    for ours, theirs in ((added, tuned), (subtracted, base)):
         for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     assert base.fingerprint() == before == merge.moved(base, tau, 0.0).fingerprint()
@@ -53,14 +53,14 @@ def test_tied_embeddings_are_moved_once():
     assert base.config.tie_word_embeddings
     tau = merge.task_vector(tuned, base)
     assert sum("embed" in k or "lm_head" in k for k in tau) == 1
-    there = merge.moved(base, tau, 0.5).module
-    want = (base.module.lm_head.weight + tuned.module.lm_head.weight) / 2
-    torch.testing.assert_close(there.lm_head.weight, want)
-    assert there.lm_head.weight.data_ptr() == there.model.embed_tokens.weight.data_ptr()
+    moved = merge.moved(base, tau, 0.5).module
+    expected = (base.module.lm_head.weight + tuned.module.lm_head.weight) / 2
+    torch.testing.assert_close(moved.lm_head.weight, expected)
+    assert moved.lm_head.weight.data_ptr() == moved.model.embed_tokens.weight.data_ptr()
 
 
 def test_a_linear_model_is_linear_in_the_scale():
-    """The head's output for fixed states, as the head alone moves."""
+    """Return the head's output for fixed states; only the head is trained."""
     base, tuned = double("gpt2"), double("gpt2", seed=1)
     name = "transformer.wte.weight"
     tau = {name: merge.task_vector(tuned, base)[name]}
@@ -94,10 +94,10 @@ def test_a_random_vector_is_as_long_in_every_tensor_and_points_elsewhere():
 )
 def test_a_deficiency_is_orthogonal_to_the_shared_direction(values):
     bad, good = torch.tensor(values[:3], dtype=torch.float64), torch.tensor(values[3:], dtype=torch.float64)
-    left = merge.deficiency({"w": bad}, {"w": good})["w"]
+    deficiency = merge.deficiency({"w": bad}, {"w": good})["w"]
     u = bad / bad.norm() + good / good.norm()
     if u.norm() > 1e-6:
-        assert abs(left @ u) < 1e-8 * (1 + left.norm() * u.norm()) / min(1.0, float(u.norm()))
+        assert abs(deficiency @ u) < 1e-8 * (1 + deficiency.norm() * u.norm()) / min(1.0, float(u.norm()))
 
 
 def test_parallel_vectors_have_no_deficiency_and_opposite_ones_are_all_of_it():
@@ -112,9 +112,9 @@ def test_parallel_vectors_have_no_deficiency_and_opposite_ones_are_all_of_it():
 
 
 def test_regmean_of_one_is_itself_and_of_equal_grams_the_mean():
-    made = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(4, 3, generator=made, dtype=torch.float64) for _ in range(2))
-    x, y = (torch.randn(20, 4, generator=made, dtype=torch.float64) for _ in range(2))
+    result = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(4, 3, generator=result, dtype=torch.float64) for _ in range(2))
+    x, y = (torch.randn(20, 4, generator=result, dtype=torch.float64) for _ in range(2))
     torch.testing.assert_close(merge.regmean([a], [x.T @ x]), a)
     torch.testing.assert_close(merge.regmean([a, b], [x.T @ x, x.T @ x]), (a + b) / 2)
     both = merge.regmean([a, b], [x.T @ x, y.T @ y])
@@ -152,13 +152,13 @@ def test_ia3_negates_its_distance_from_one(kind):
     torch.testing.assert_close(logits(adapted), logits(base))
     trained(adapted)
     minus = merge.weighed(adapted, -1.0)
-    kept = dict(minus.module.named_parameters())
-    seen = 0
+    saved = dict(minus.module.named_parameters())
+    count = 0
     for name, p in adapted.module.named_parameters():
         if "ia3_l" in name:
-            torch.testing.assert_close(kept[name], 2 - p)
-            seen += 1
-    assert seen >= 4
+            torch.testing.assert_close(saved[name], 2 - p)
+            count += 1
+    assert count >= 4
     torch.testing.assert_close(logits(adapters.merged(minus)), logits(minus))
 
 

@@ -54,17 +54,17 @@ def test_it_learns_gradient_descent_from_records(taught: Result) -> None:
     unseen = WORLD((99,), 20_000)
     gd = gradient.gd(gradient.optimal_eta(6, 3, *WORLD.moments()))
     module = taught.models["lsa"].module  # type: ignore[attr-defined]  # of a Savable
-    found = learners.compare(learners.of_module(module), gd, unseen)
-    assert found.loss.estimate == pytest.approx(found.reference_loss.estimate, rel=0.04)
-    assert found.cosine.estimate > 0.98
+    result = learners.compare(learners.of_module(module), gd, unseen)
+    assert result.loss.estimate == pytest.approx(result.reference_loss.estimate, rel=0.04)
+    assert result.cosine.estimate > 0.98
     assert learners.compare(sabotages.flipped(module), gd, unseen).cosine.estimate < -0.98
 
 
 def test_the_report_says_so(taught: Result) -> None:
-    found = taught.findings
-    assert found["kind"] == "white-box" and found["closest"]["reference"] == "gd" and not taught.warnings
-    assert set(found["alignment"]) == {"gd", "ridge", "ols", "zero"} and found["tasks"] == 600
-    assert found["training_loss"] == sorted(found["training_loss"]) and len(found["training_loss"]) == 2
+    findings = taught.findings
+    assert findings["kind"] == "white-box" and findings["closest"]["reference"] == "gd" and not taught.warnings
+    assert set(findings["alignment"]) == {"gd", "ridge", "ols", "zero"} and findings["tasks"] == 600
+    assert findings["training_loss"] == sorted(findings["training_loss"]) and len(findings["training_loss"]) == 2
     inputs, targets = taught.figures
     assert isinstance(inputs, figures.Curves) and isinstance(targets, figures.Curves)
     assert inputs.lines[0].x[0] == 0.5 and [line.name for line in inputs.lines] == ["learner", "gd"]
@@ -84,12 +84,12 @@ def test_the_result_is_usable_elsewhere(taught: Result, tmp_path: Path) -> None:
     assert taught.predict is not None
     for x, y, q in zip(*(tasks[k].numpy() for k in ("x", "y", "query")), strict=True):
         np.testing.assert_allclose(taught.predict(x, y[:, 0], q), again(x, y, q)[0], rtol=1e-6)
-    seen = mesa_gd(regression.records(WORLD(2, 200)), modules.load_module(tmp_path / "model"))
-    assert seen.findings["kind"] == "white-box" and not seen.models and seen.metrics["cosine_to_gd"].after > 0.98
+    result = mesa_gd(regression.records(WORLD(2, 200)), modules.load_module(tmp_path / "model"))
+    assert result.findings["kind"] == "white-box" and not result.models and result.metrics["cosine_to_gd"].after > 0.98
 
 
 def test_raw_columns_need_standardising() -> None:
-    """Inputs around 100 and targets around 1000: learned only in their own units, and predicted in the user's."""
+    """Inputs around 100 and targets around 1000: learnable only after scaling, and predicted in the user's units."""
     tasks = WORLD(3, 1500)
     parts = {"x": (40, 100), "query": (40, 100), "y": (500, 1000), "target": (500, 1000)}
     raw = Tensors({name: tasks[name] * scale + shift for name, (scale, shift) in parts.items()})
@@ -112,13 +112,13 @@ def test_tasks_of_different_lengths_without_a_query() -> None:
         tasks.append(Example(x=x.tolist(), y=(x @ w.T).tolist()))
     pool = episodes.Pool.of(tasks)
     assert pool.context == 6
-    drawn = pool((0, 1), 64)
-    assert drawn["x"].shape == (64, 6, 2) and drawn["target"].shape == (64, 2)
-    # The query is a row of its task that the context does not show, and fits the same map.
-    fit = gradient.ols()(drawn["x"], drawn["y"], drawn["query"])
-    torch.testing.assert_close(fit, drawn["target"], atol=1e-3, rtol=1e-3)
-    assert ((drawn["x"] - drawn["query"][:, None]).abs().sum(-1) > 0).all()
-    assert drawn["x"].equal(pool((0, 1), 64)["x"]) and not drawn["x"].equal(pool((0, 2), 64)["x"])
+    samples = pool((0, 1), 64)
+    assert samples["x"].shape == (64, 6, 2) and samples["target"].shape == (64, 2)
+    # The query is a row of its task that is not in the context, and fits the same map.
+    fit = gradient.ols()(samples["x"], samples["y"], samples["query"])
+    torch.testing.assert_close(fit, samples["target"], atol=1e-3, rtol=1e-3)
+    assert ((samples["x"] - samples["query"][:, None]).abs().sum(-1) > 0).all()
+    assert samples["x"].equal(pool((0, 1), 64)["x"]) and not samples["x"].equal(pool((0, 2), 64)["x"])
     result = mesa_gd(tasks, restarts=1, fit=QUICK.replace(steps=300))
     assert result.metrics["cosine_to_gd"].after > 0.95
 
@@ -127,8 +127,8 @@ def test_the_split_keeps_copies_together() -> None:
     tasks = regression.records(WORLD(0, 50))
     train, held = episodes.Pool.of([*tasks, *tasks]).split(0.2)
     assert len(held) == 20 and len(train) == 80
-    seen = {x.tobytes() for x in train.x}
-    assert not any(x.tobytes() in seen for x in held.x)
+    train_inputs = {x.tobytes() for x in train.x}
+    assert not any(x.tobytes() in train_inputs for x in held.x)
 
 
 GOOD = regression.records(WORLD(0, 20))
@@ -158,9 +158,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ],
 )
 def test_what_cannot_be_learned_from_is_one_line(tasks: Any, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as error:
         mesa_gd(tasks, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_what_learned_nothing_says_so() -> None:
@@ -190,7 +190,7 @@ def test_a_language_model_is_a_learner_of_numbers(arch: Any) -> None:
 
 
 def test_a_language_model_that_knows_the_answer_is_read_right() -> None:
-    """A model taught one continuation puts the expected number there: reading and writing agree."""
+    """A model trained on one continuation has that number as its expectation: reading and writing agree."""
     lines = ["x: 0.10 y: 0.50\n", "x: 0.20 y: -0.50\n"]
     tokenizer = train_tokenizer(lines, 280)
     model = build("llama", tokenizer, d=32, layers=1, heads=2, context=64)

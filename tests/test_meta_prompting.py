@@ -1,4 +1,4 @@
-"""Meta-prompting's protocol with scripted models (named so), its programs in the real sandbox, and its checkers."""
+"""Meta-prompting's protocol with scripted models, its programs in the real sandbox, and its checkers."""
 
 import dataclasses
 import json
@@ -25,39 +25,39 @@ NO_CODE = Rules(python=False)
 
 
 def turns(prompt):
-    """What was said in a conversation: user and assistant by turns, the system's words left out."""
+    """Return the turns of a conversation, alternately user and assistant, without the system's."""
     assert isinstance(prompt, Messages)
     return [t["content"] for t in prompt.turns if t["role"] != "system"]
 
 
 def conducted(say, questions, rules=NO_CODE, box=None, **how):
-    """`say(turns, i)` replies as conductor and expert: experts have one turn that names them."""
+    """`say(turns, i)` replies as conductor and expert: an expert's conversation is one turn that names it."""
     lm = Scripted(lambda prompt, i: say(turns(prompt), i))
     asker = ask.Asker(lm, ask.Asking(max_new_tokens=1024, **how))
     return conductor.conduct(asker, questions, rules, box), lm, asker
 
 
-def is_expert(said):
-    return said[0].startswith("You are Expert ")
+def is_expert(messages):
+    return messages[0].startswith("You are Expert ")
 
 
 def test_a_model_that_answers_at_once_is_asked_once():
-    talks, lm, _ = conducted(lambda said, i: f"Simple.\n{answered('42')}", ["six times seven"])
-    assert [t.answer for t in talks] == ["42"] and len(lm.asked) == 1
+    conversations, lm, _ = conducted(lambda messages, i: f"Simple.\n{answered('42')}", ["six times seven"])
+    assert [t.answer for t in conversations] == ["42"] and len(lm.asked) == 1
     (prompt,) = lm.asked
     assert [t["role"] for t in prompt.turns] == ["system", "user"]
     assert prompt.turns[1]["content"] == "ROUND 1:\n\n" + FULL.opening("six times seven", python=False)
 
 
-def three_rounds(said, i):
-    if is_expert(said):
-        return "seen: " + said[0].rpartition("\n")[2]
-    number = len(said) // 2
-    return answered("done") if number == 3 else called(f"Expert Number {number}", f"task {number} of {said[0][-1]}")
+def three_rounds(messages, i):
+    if is_expert(messages):
+        return "seen: " + messages[0].rpartition("\n")[2]
+    number = len(messages) // 2
+    return answered("done") if number == 3 else called(f"Expert Number {number}", f"task {number} of {messages[0][-1]}")
 
 
 def test_messages_alternate_and_experts_see_their_instruction_alone():
-    talks, lm, asker = conducted(three_rounds, ["question a", "question b"])
+    conversations, lm, asker = conducted(three_rounds, ["question a", "question b"])
     conductors = [p for p in lm.asked if not is_expert(turns(p))]
     experts = [p for p in lm.asked if is_expert(turns(p))]
     assert [len(p.turns) for p in conductors] == [2, 2, 4, 4, 6, 6, 8, 8]  # 2 + 2k after k rounds with calls
@@ -67,32 +67,32 @@ def test_messages_alternate_and_experts_see_their_instruction_alone():
     assert len(experts) == 6 and all(len(p.turns) == 2 for p in experts)
     assert turns(experts[0]) == ["You are Expert Number 0.\n\ntask 0 of a"]
     assert all("question" not in p and "seen" not in p for p in experts)
-    assert [t.answer for t in talks] == ["done", "done"] and talks[0].experts == [
+    assert [t.answer for t in conversations] == ["done", "done"] and conversations[0].experts == [
         f"Expert Number {k}" for k in range(3)
     ]
     assert asker.findings()["calls_by_role"] == {"conductor": 8, "expert": 6}
     assert [e.item for e in asker.exchanges if e.role == "expert"] == [0, 1, 0, 1, 0, 1]
-    said = turns(conductors[-1])
-    assert said[2].startswith(f"ROUND 2:\n\nExpert Number 0's output:\n{QUOTES}\nseen: task 0 of b\n{QUOTES}\n\n")
+    messages = turns(conductors[-1])
+    assert messages[2].startswith(f"ROUND 2:\n\nExpert Number 0's output:\n{QUOTES}\nseen: task 0 of b\n{QUOTES}\n\n")
 
 
 def test_what_an_expert_is_asked_does_not_depend_on_what_went_before():
-    def chatty(said, i):
-        return three_rounds(said, i) + ("" if is_expert(said) else "\nand so on, " * 3)
+    def chatty(messages, i):
+        return three_rounds(messages, i) + ("" if is_expert(messages) else "\nand so on, " * 3)
 
     plain = conducted(three_rounds, ["question a"])[1].asked
-    more = conducted(chatty, ["question a"])[1].asked
-    experts = [[p for p in asked if is_expert(turns(p))] for asked in (plain, more)]
+    verbose = conducted(chatty, ["question a"])[1].asked
+    experts = [[p for p in prompts if is_expert(turns(p))] for prompts in (plain, verbose)]
     assert experts[0] == experts[1]
 
 
 @pytest.mark.parametrize(("early", "at"), [(False, 16), (True, 15)])
 def test_a_model_that_does_neither_is_asked_sixteen_times_and_told_of_the_last_round(early, at):
-    talks, lm, _ = conducted(lambda said, i: "Hm.", ["q"], dataclasses.replace(NO_CODE, early=early))
-    assert len(lm.asked) == 16 and talks[0].answer is None and talks[0].rounds == 16
-    said = turns(lm.asked[-1])[::2]
-    assert len(said) == 16 and all(FULL.lost in text for text in said[1:])
-    assert [i + 1 for i, text in enumerate(said) if FULL.last in text] == [at]
+    conversations, lm, _ = conducted(lambda messages, i: "Hm.", ["q"], dataclasses.replace(NO_CODE, early=early))
+    assert len(lm.asked) == 16 and conversations[0].answer is None and conversations[0].rounds == 16
+    messages = turns(lm.asked[-1])[::2]
+    assert len(messages) == 16 and all(FULL.lost in text for text in messages[1:])
+    assert [i + 1 for i, text in enumerate(messages) if FULL.last in text] == [at]
 
 
 def test_calls_of_one_reply_are_answered_in_order_and_go_before_an_answer():
@@ -103,12 +103,12 @@ def test_calls_of_one_reply_are_answered_in_order_and_go_before_an_answer():
             return called("Expert A", "one") + "\nand\n" + called("Expert B C", "two") + "\n" + answered("too early")
         return answered("late")
 
-    talks, lm, _ = conducted(say, ["q"])
-    told = turns(lm.asked[-1])[-1]
-    assert re.findall(r"(Expert [\w ]+)'s output:\n\"\"\"\n(.*)\n\"\"\"", told) == [
+    conversations, lm, _ = conducted(say, ["q"])
+    message = turns(lm.asked[-1])[-1]
+    assert re.findall(r"(Expert [\w ]+)'s output:\n\"\"\"\n(.*)\n\"\"\"", message) == [
         ("Expert A", "ONE ''' "), ("Expert B C", "TWO ''' "),
     ]  # fmt: skip
-    assert talks[0].answer == "late" and told.count(QUOTES) == 4
+    assert conversations[0].answer == "late" and message.count(QUOTES) == 4
 
 
 def test_calls_as_the_official_code_reads_them_and_strictly():
@@ -123,7 +123,7 @@ def test_calls_as_the_official_code_reads_them_and_strictly():
         Call("As Expert Mathematician provided the following solution", "6*4")
     ]
     both = f"{called('Expert A', 'x')}\n{answered('y')}"
-    assert conductor.read_calls(both, strict=False) == [Call("Expert A", "x")]  # the answer's line names no expert
+    assert conductor.read_calls(both, strict=False) == [Call("Expert A", "x")]  # the line of the answer names no expert
     open_ended = f"Expert A:\n{QUOTES}\nnever closed"
     assert conductor.read_calls(open_ended) == [] and conductor.read_calls(open_ended, strict=False)
 
@@ -137,8 +137,8 @@ def test_the_last_answer_counts():
 
 @given(st.lists(st.tuples(st.from_regex(r"[A-Za-z]\w{0,8}", fullmatch=True), st.text(max_size=40)), max_size=4))
 def test_whatever_is_asked_of_experts_is_read_back(calls):
-    wanted = [Call(f"Expert {name}", told.replace('"', "'").strip()) for name, told in calls]
-    assert conductor.read_calls("\n\n".join(called(*c) for c in wanted)) == wanted
+    expected = [Call(f"Expert {name}", instruction.replace('"', "'").strip()) for name, instruction in calls]
+    assert conductor.read_calls("\n\n".join(called(*c) for c in expected)) == expected
 
 
 @here
@@ -178,8 +178,8 @@ def test_expert_python_runs_and_other_experts_do_not():
             else (answered("1048576" if "Output of the program:\n1048576" in said[-1] else "unknown"))
         )
 
-    talks, lm, _ = conducted(say, ["by python", "by hand"], Rules(), sandbox.Sandbox())
-    assert [t.answer for t in talks] == ["1048576", "unknown"]
+    conversations, lm, _ = conducted(say, ["by python", "by hand"], Rules(), sandbox.Sandbox())
+    assert [t.answer for t in conversations] == ["1048576", "unknown"]
     experts = [turns(p)[0] for p in lm.asked if is_expert(turns(p))]
     assert FULL.python in experts[0] and FULL.python not in experts[1]
     assert "Expert Python, writes and runs" in turns(lm.asked[0])[0]
@@ -195,15 +195,15 @@ def test_two_experts_and_a_third_where_they_differ():
             else (answered(re.search(r'"""\n(.*)\n"""', said[-1])[1]))
         )
 
-    talks, _, asker = conducted(say, ["easy", "hard"], dataclasses.replace(NO_CODE, verify=True))
-    assert [t.answer for t in talks] == ["same", "two"]
+    conversations, _, asker = conducted(say, ["easy", "hard"], dataclasses.replace(NO_CODE, verify=True))
+    assert [t.answer for t in conversations] == ["same", "two"]
     assert asker.findings()["calls_by_role"] == {"conductor": 4, "expert": 4, "verifier": 1}
 
 
 def test_the_budget_ends_it_with_what_there_is():
-    talks, lm, asker = conducted(three_rounds, ["question a", "question b"], calls=9)
-    assert len(lm.asked) == 9 and asker.ended and [t.answer for t in talks] == [None, None]
-    assert all(len(t.turns) % 2 == 1 for t in talks)  # each still ends with a user's turn, as far as it came
+    conversations, lm, asker = conducted(three_rounds, ["question a", "question b"], calls=9)
+    assert len(lm.asked) == 9 and asker.ended and [t.answer for t in conversations] == [None, None]
+    assert all(len(t.turns) % 2 == 1 for t in conversations)  # each partial conversation still ends with a user's turn
 
 
 BASELINES = {
@@ -214,7 +214,7 @@ BASELINES = {
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_are_presets_of_the_same_function(name):
-    calls, said = BASELINES[name]
+    calls, answers = BASELINES[name]
 
     def write(prompt, i):
         if "describe in a few sentences" in prompt:
@@ -225,7 +225,7 @@ def test_baselines_are_presets_of_the_same_function(name):
     preset = {"scaffold": name} | ({"draws": 5} if name == "self-consistency" else {})
     result = prompting.meta_prompting(lm, [Demo(prompt="asked", completion="4")], **preset)
     assert result.records[0].extra["prediction"] == "4" and result.findings["right"] == 1
-    assert result.findings["calls"] == calls == len(lm.asked) and said in lm.asked[-1] and "asked" in lm.asked[-1]
+    assert result.findings["calls"] == calls == len(lm.asked) and answers in lm.asked[-1] and "asked" in lm.asked[-1]
 
 
 def test_answers_without_the_form_are_taken_whole_and_votes_are_counted():
@@ -235,8 +235,8 @@ def test_answers_without_the_form_are_taken_whole_and_votes_are_counted():
 
 def test_a_transcript_keeps_what_led_to_right_answers():
     def write(prompt, i):
-        said = turns(prompt)
-        return three_rounds(said, i) if "question a" in said[0] or is_expert(said) else answered("wrong")
+        messages = turns(prompt)
+        return three_rounds(messages, i) if "question a" in messages[0] or is_expert(messages) else answered("wrong")
 
     questions = [
         Demo(prompt="question a", completion="done"),
@@ -288,7 +288,7 @@ def test_a_server_is_asked_by_chat(tmp_path):
 
 NUMBERS = Demo(prompt="4 5 6 10", completion="24")
 GAME = {
-    "(5 - 4) * (10 + 6) + 8": False,  # 8 is not there
+    "(5 - 4) * (10 + 6) + 8": False,  # no 8
     "4 * (10 - 5) + 6": False,  # 26
     "(10 - 4) * (5 - 6) + 30": False,
     "(4 + 5) * 6 - 10": False,
@@ -320,17 +320,17 @@ def test_exact_fractions_count():
 
 def test_words_are_checked_in_their_order():
     demo = Demo(prompt="Sort the following words alphabetically: List: syndrome therefrom it&t", completion="")
-    for right in ("it&t syndrome therefrom", "it&t, syndrome, therefrom", "['it&t', 'syndrome', 'therefrom']",
+    for valid in ("it&t syndrome therefrom", "it&t, syndrome, therefrom", "['it&t', 'syndrome', 'therefrom']",
                   "1. it&t\n2. syndrome\n3. therefrom"):  # fmt: skip
-        assert checkers.sorted_words(right, demo), right
-    for wrong in (
+        assert checkers.sorted_words(valid, demo), valid
+    for invalid in (
         "syndrome it&t therefrom",
         "it&t syndrome",
         "it&t syndrome therefrom syndrome",
         "[open('/etc/passwd')]",
         "",
     ):
-        assert not checkers.sorted_words(wrong, demo), wrong
+        assert not checkers.sorted_words(invalid, demo), invalid
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the paper's data are not here")

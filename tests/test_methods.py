@@ -1,7 +1,7 @@
-"""The contract: what every registered method does, tested from its declaration alone. A new method joins by existing.
+"""The contract of every registered method, tested from its declaration alone; new methods are included automatically.
 
 The user's files are the records of the method's embedded example, or of another one for baselines; models are tiny and
-untrained, so that nothing here says whether a method works: that is its own test's and its claim's business.
+untrained, so that these tests do not show whether a method works: its own tests and its claim do.
 """
 
 from __future__ import annotations
@@ -47,49 +47,49 @@ ASKING = [n for n, e in ENTRIES.items() if e["answers"]]
 REMOTE = [n for n, e in ENTRIES.items() if e["capabilities"] and language_models.SERVED.issuperset(e["capabilities"])]
 ROUNDS = [n for n, e in ENTRIES.items() if e["rounds"]]
 TRAINED = [n for n, e in ENTRIES.items() if e["fit"] and "models" in e["gives"] and "model" in e["needs"]]
-RECORDS = 14  # of each file
+RECORDS = 14  # records of each file
 SHORT = {"steps": "3", "rows": "3", "lr": "1e-3"}
 TYPES = {"causal": ("llama", "gpt2"), "seq2seq": ("t5",)}
 BORROWED = {"sft": "spin", "dpo": "genarm", "kto": "d2o", "simpo": "genarm", "few-shot": "gpt3"}  # baselines' records
-BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # those of methods of other packages
+BY_KIND = {"preference": "genarm", "demo": "spin", "judged": "d2o"}  # examples of methods of other packages
 INSTEAD = {
     "dual-form": {"draws": 3, "lrs": (0.1,)},
     "icl-vs-gd": {"draws": 3, "orders": 2, "epochs": 1, "lrs": (0.1,)},
-    "internet-augmented": {"paragraphs": 2, "samples": 1},  # to be quick
-    "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # untrained, every answer is equally wrong
+    "internet-augmented": {"paragraphs": 2, "samples": 1},  # for speed
+    "tool-rft": {"judge": "self", "gap": 0.0, "floor": -1.0},  # all answers of an untrained model are equally wrong
     "unlearning-survey.kga": {"specialist_epochs": 1.0},
     "phf:filter": {"threshold": -1e3},
-    "mtob": {"conditions": ("W",), "asking.max_new_tokens": 8},  # its book and answers are longer than their context
+    "mtob": {"conditions": ("W",), "asking.max_new_tokens": 8},  # its book and answers are longer than the context
     "gpicl": {"sequences": 40},
     "bayesian-prism": {"prompts": 20},
     "evolve": {"bandit.horizon": 6, "trajectories": 3, "trials": 2},
     "evolve.prompt": {"bandit.horizon": 6, "trials": 2},
     "llambo": {"suggest": 1, "search.candidates": 3, "search.gens": 2},
-    "infalign:optimum": {"kl": None, "calibration": None},  # which it does not take
+    "infalign:optimum": {"kl": None, "calibration": None},  # which it does not support
 }
-MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others in the soak
+MOVING = {"sft", "spin", "genarm"}  # copies, rounds and ensembles; the others run in `make soak`
 WHOLE = {
-    "exact-extract.rss", "exact-extract.tune",  # adafactor's sums take whole matrices
+    "exact-extract.rss", "exact-extract.tune",  # adafactor needs whole matrices
     "dual-process", "dual-process.pretrain",  # change embeddings between steps
     "bayesian-prism", "gpicl", "mesa-gd",  # train modules of their own
 }  # fmt: skip
-PLANLESS = {"gpt3.pretrain", "dual-form.momentum", "icll"}  # transformers has no plan of their architectures
+PLANLESS = {"gpt3.pretrain", "dual-form.momentum", "icll"}  # transformers has no parallel plan for their architectures
 UNSTAGED = {
     "context-preference",  # trains a reward model first
     "unlearning-survey.eul", "unlearning-survey.kul",  # run the model twice, and between steps
 }  # fmt: skip
-LAYOUTS = {"fsdp2": WHOLE, "1x1x2": WHOLE | PLANLESS, "2x1x1": WHOLE | PLANLESS | UNSTAGED}  # and what each refuses
-DRAWN = {"hindsight"}  # what it hides is drawn for a process's rows, as dropout is
-CONTEXT = {"tool-rft": 1024}  # of the model, where what it is asked is long; 256 elsewhere
+LAYOUTS = {"fsdp2": WHOLE, "1x1x2": WHOLE | PLANLESS, "2x1x1": WHOLE | PLANLESS | UNSTAGED}  # and which each refuses
+DRAWN = {"hindsight"}  # its masks are drawn for a process's rows, like dropout
+CONTEXT = {"tool-rft": 1024}  # context of the model, where prompts are long; 256 elsewhere
 BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.5), [1.0, 0.0], "no such", ("no such",)]
 
 
 @contextlib.contextmanager
 def untrained() -> Iterator[None]:
-    """Inside the block nothing is trained: an example's start model is what it was built as."""
+    """Disable training inside the block: an example's start model stays untrained."""
     patch = pytest.MonkeyPatch()
-    nothing = lambda model, *a, **k: language.TrainResult(copy_of(model), [], Cost(), checkpoint.State())  # noqa: E731
-    patch.setattr(language, "train", nothing)
+    no_training = lambda model, *a, **k: language.TrainResult(copy_of(model), [], Cost(), checkpoint.State())  # noqa: E731
+    patch.setattr(language, "train", no_training)
     patch.setenv("DIDACT_CACHE", "off")
     try:
         yield
@@ -100,32 +100,32 @@ def untrained() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def problem() -> Any:
     """`problem(name)`: a method's embedded example without its training."""
-    made: dict[str, Problem] = {}
+    cache: dict[str, Problem] = {}
 
     def get(name: str) -> Problem:
         kind = next((n["kind"] for n in ENTRIES[name]["needs"].values() if n["kind"] != "model"), "")
         borrowed = BY_KIND[kind] if "package" in ENTRIES[name] else BORROWED.get(name, name)
-        if borrowed not in made:
+        if borrowed not in cache:
             with untrained():
-                made[borrowed] = job.example(borrowed, 0)
-        given = made[borrowed]
-        return given if borrowed == name else dataclasses.replace(given, options={}, fit={})
+                cache[borrowed] = job.example(borrowed, 0)
+        example = cache[borrowed]
+        return example if borrowed == name else dataclasses.replace(example, options={}, fit={})
 
     return get
 
 
 @pytest.fixture(scope="session")
 def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`user(name, kind)`: the words of `didact run` with a tiny model of this type and the example's files."""
+    """`user(name, kind)`: a `didact run` command with a tiny model of this type and the example's files."""
     root = tmp_path_factory.mktemp("user")
 
     def words(name: str, kind: str = "llama", preset: str = "") -> list[str]:
-        entry, given = ENTRIES[name], problem(name)
+        entry, example = ENTRIES[name], problem(name)
         context = CONTEXT.get(name, 256)
         folder = root / f"{kind}-{context}"
         if not folder.exists():
             model = tiny(kind, context=context)
-            if kind == "t5":  # as every T5 has them
+            if kind == "t5":  # like every T5's
                 model.processor = copy.deepcopy(model.tokenizer)
                 model.processor.add_special_tokens({"additional_special_tokens": list(qa_prompts.SENTINELS)})
                 model.module.resize_token_embeddings(len(model.processor), mean_resizing=False)
@@ -133,75 +133,75 @@ def user(problem: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         out = [
             "run",
             f"{name}:{preset}" if preset else name,
-            *(["--model", str(folder)] if "model" in entry["needs"] and given.model else []),
+            *(["--model", str(folder)] if "model" in entry["needs"] and example.model else []),
         ]
-        kinds = {type(rows[0]).__name__.lower(): rows for rows in given.data.values() if rows}
+        kinds = {type(rows[0]).__name__.lower(): rows for rows in example.data.values() if rows}
         for parameter, need in entry["needs"].items():
-            rows = given.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
+            rows = example.data.get(parameter) or (kinds.get(need["kind"]) if need["required"] else None)
             if need["kind"] != "model" and rows:
                 path = root / f"{name}-{parameter}.jsonl"
                 files.write_lines(path, (as_row(r) for r in list(rows)[:RECORDS]))
                 out += [f"--{parameter}", str(path)]
         theirs = entry["presets"].get(preset, {})
-        own = {k: v for k, v in given.options.items() if k in options.flat(entry) and k not in theirs}
+        own = {k: v for k, v in example.options.items() if k in options.flat(entry) and k not in theirs}
         short = {k: v for k, v in SHORT.items() if entry["fit"]}
         for option, value in {**own, **short, **INSTEAD.get(name, {}), **INSTEAD.get(f"{name}:{preset}", {})}.items():
-            shown = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
-            out += [f"--{option}", *shown] if value not in ("", [], (), None) else []
+            values = [*map(str, value)] if isinstance(value, list | tuple) else [str(value)]
+            out += [f"--{option}", *values] if value not in ("", [], (), None) else []
         return [*out, "--device", "cpu", "--chat", "plain"]
 
     return words
 
 
 def run(words: list[str], out: Path) -> dict[str, Any]:
-    """The result of a command that must succeed."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+    """Run a command that must succeed and return its result."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
         code = cli.main([*words, "--out", str(out)])
-    assert code == 0, shown.getvalue()
+    assert code == 0, stdout.getvalue()
     return dict(files.read_json(out / "result.json"))
 
 
 @pytest.fixture(scope="session")
 def ran(user: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`ran(name, kind)`: the folder of a method's run on a user's files, made once."""
-    made: dict[tuple[str, str], Path] = {}
+    """`ran(name, kind)`: the folder of a method's run on a user's files, run once."""
+    cache: dict[tuple[str, str], Path] = {}
 
     def get(name: str, kind: str) -> Path:
-        if (name, kind) not in made:
-            made[name, kind] = tmp_path_factory.mktemp("ran") / "out"
-            run(user(name, kind), made[name, kind])
-        return made[name, kind]
+        if (name, kind) not in cache:
+            cache[name, kind] = tmp_path_factory.mktemp("ran") / "out"
+            run(user(name, kind), cache[name, kind])
+        return cache[name, kind]
 
     return get
 
 
 def same_numbers(words: list[str], out: Path) -> None:
-    """What was saved, opened again, scores what result.json says, on the same records."""
+    """Check that the saved model, reloaded, has the scores in result.json on the same records."""
     name, _, preset = words[1].partition(":")
     entry = ENTRIES[name]
     if not entry["protocol"]:  # its metrics are findings of its own
         return
     prepared = verbs.prepare(options.parser(entry).parse(words[2:], preset or None))
-    model, start, told = saved._saved(str(out), Common(device="cpu"))
+    model, start, result = saved._saved(str(out), Common(device="cpu"))
     if running._scoring(prepared) is None:  # no records that its protocols score
         return
     records = {k: v for k, v in prepared.scored.items() if k != "gold"}
     scoring = protocols.Scoring(
-        records=records, start=start, seed=told["seed"], options=saved._options(told), end=saved._with_end(told)
+        records=records, start=start, seed=result["seed"], options=saved._options(result), end=saved._with_end(result)
     )
-    found = running.scored(entry, model, scoring)
-    assert found.keys() == told["metrics"].keys()
-    for measure, value in found.items():
-        assert value.value == pytest.approx(told["metrics"][measure]["after"], abs=1e-6, rel=1e-6), measure
+    scores = running.scored(entry, model, scoring)
+    assert scores.keys() == result["metrics"].keys()
+    for measure, value in scores.items():
+        assert value.value == pytest.approx(result["metrics"][measure]["after"], abs=1e-6, rel=1e-6), measure
 
 
 def refused(words: list[str], out: Path) -> str:
-    """The one line of a command that must be refused; nothing may be left behind."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+    """Run a command that must be refused and return its one-line message; no files may be left behind."""
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
         code = cli.main([*words, "--out", str(out)])
-    text = shown.getvalue().strip()
+    text = stdout.getvalue().strip()
     assert code == 2 and text.startswith("didact: ") and "\n" not in text and not out.exists(), text
     return text
 
@@ -227,10 +227,10 @@ def test_the_declaration_is_whole(name: str) -> None:
         Fit(**fit)
     code = Path(str(sys.modules[method.module].__file__)).read_text(encoding="utf-8")
     assert len(code.splitlines()) <= 180
-    with contextlib.redirect_stdout(io.StringIO()) as shown:
+    with contextlib.redirect_stdout(io.StringIO()) as stdout:
         assert cli.main(["explain", name]) == 0
-    assert entry["paper"] in shown.getvalue()
-    assert all(o["help"] and f"--{o['name']} " in shown.getvalue() for o in (*own.values(), *entry["fit"]))
+    assert entry["paper"] in stdout.getvalue()
+    assert all(o["help"] and f"--{o['name']} " in stdout.getvalue() for o in (*own.values(), *entry["fit"]))
 
 
 @pytest.mark.parametrize("name", ENTRIES)
@@ -243,9 +243,9 @@ def test_an_option_out_of_bounds_is_one_line(name: str, user: Any, tmp_path: Pat
         hint = bounds.hints_of(type(default))[inner] if inner else method.hints[outer]
         if (bad := next((b for b in BAD if bounds.violation(hint, b)), None)) is not None:
             bounded[option] = bad
-            with pytest.raises(UserError, match=rf"^{name}: {outer}(\.| =).*must be") as caught:
+            with pytest.raises(UserError, match=rf"^{name}: {outer}(\.| =).*must be") as error:
                 method.check(registry.assemble(method.function, {option: bad}))
-            assert "\n" not in str(caught.value)
+            assert "\n" not in str(error.value)
     scalar = {o: b for o, b in bounded.items() if isinstance(b, int | float)}
     for option, bad in list(scalar.items())[:1]:
         text = refused([*user(name), f"--{option}={bad}"], tmp_path / "out")
@@ -254,13 +254,13 @@ def test_an_option_out_of_bounds_is_one_line(name: str, user: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ENTRIES)
 def test_a_dry_run_writes_nothing_and_a_run_takes_the_steps_it_said(name: str, user: Any, tmp_path: Path) -> None:
-    words = user(name)
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown):
-        assert cli.main([*words, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    command = user(name)
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert cli.main([*command, "--out", str(tmp_path / "out"), "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     if ENTRIES[name]["fit"]:
-        assert any(line.split() == ["steps", "3"] for line in shown.getvalue().splitlines())
+        assert any(line.split() == ["steps", "3"] for line in stdout.getvalue().splitlines())
 
 
 @pytest.mark.parametrize(
@@ -273,26 +273,26 @@ def test_a_dry_run_writes_nothing_and_a_run_takes_the_steps_it_said(name: str, u
     ],
 )
 def test_a_users_files_and_models(name: str, kind: str, user: Any, ran: Any) -> None:
-    """A run on every type of model; what it saves opens again and scores what result.json says."""
-    words, entry, out = user(name, kind), ENTRIES[name], ran(name, kind)
+    """A run on every type of model; the saved model reloads and has the scores in result.json."""
+    command, entry, out = user(name, kind), ENTRIES[name], ran(name, kind)
     result = files.read_json(out / "result.json")
     assert result["status"] == "done" and (out / "report.html").exists()
     if "models" not in entry["gives"] or not (out / "model").exists():
         return
-    where = result["files"]["model"]
+    path = result["files"]["model"]
     generates = entry["protocol"] not in ([], ["extract"], ["contexts"])  # questions and rewards have no prompts
     if generates and any(not m.startswith("general_") for m in result["metrics"]):
         assert files.read_json(out / "samples.json")
     again = saved._saved(str(out), Common(device="cpu"))[0]
     assert isinstance(again, Model)
-    if where.startswith("hf"):
+    if path.startswith("hf"):
         import transformers
 
         auto: Any = transformers.AutoModelForSeq2SeqLM if kind == "t5" else transformers.AutoModelForCausalLM
         auto = transformers.AutoModelForSequenceClassification if again.kind == "encoder" else auto
         plain = auto.from_pretrained(out / "model")
         assert Model(plain, again.processor, again.kind).fingerprint() == again.fingerprint()
-    same_numbers(words, out)
+    same_numbers(command, out)
 
 
 @pytest.mark.parametrize(
@@ -309,42 +309,42 @@ def test_a_users_files_and_models(name: str, kind: str, user: Any, ran: Any) -> 
 def test_whatever_the_start_what_is_saved_has_the_numbers_of_the_result(
     name: str, preset: str, start: str, user: Any, tmp_path: Path
 ) -> None:
-    """An adapter as the start is merged, or goes on under LoRA; every preset saves what it measured."""
-    words = [*user(name, preset=preset), *start.split()[1:]]
+    """A start adapter is merged, or trained further with LoRA; every preset saves the model it measured."""
+    command = [*user(name, preset=preset), *start.split()[1:]]
     if start:
-        where = words.index("--model") + 1
-        base = Path(words[where])
-        words[where] = str(base.parent / "adapter" / base.name)
-        if not Path(words[where]).exists():
+        index = command.index("--model") + 1
+        base = Path(command[index])
+        command[index] = str(base.parent / "adapter" / base.name)
+        if not Path(command[index]).exists():
             model = adapters.lora(load.load(base, "cpu"), 2)
             with torch.random.fork_rng(), torch.no_grad():
-                for p in model.module.parameters():  # an untrained one changes nothing
+                for p in model.module.parameters():  # an untrained adapter changes nothing
                     p.add_(0.1 * torch.randn_like(p) * p.requires_grad)
-            with files.new_folder(Path(words[where])) as fresh:
+            with files.new_folder(Path(command[index])) as fresh:
                 model.save(fresh)
-    result = run(words, tmp_path / "out")
-    same_numbers(words, tmp_path / "out")
+    result = run(command, tmp_path / "out")
+    same_numbers(command, tmp_path / "out")
     if start and result["files"]["model"].startswith("peft"):
-        kept = files.read_json(tmp_path / "out" / "model" / "adapter_config.json")
-        assert kept["r"] == 2 and kept["base_model_name_or_path"] == str(base)
+        loaded = files.read_json(tmp_path / "out" / "model" / "adapter_config.json")
+        assert loaded["r"] == 2 and loaded["base_model_name_or_path"] == str(base)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_killed_once_it_goes_on_to_the_same_bits(
     name: str, user: Any, ran: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    whole, words = ran(name, "llama"), [*user(name), "--save-every", "1"]
+    whole, command = ran(name, "llama"), [*user(name), "--save-every", "1"]
     monkeypatch.setenv("DIDACT_CACHE", "off")
     ready = server.Event()
-    process = server.Process(target=die_after, args=(2, [*words, "--out", str(tmp_path / "again")], ready))
+    process = server.Process(target=die_after, args=(2, [*command, "--out", str(tmp_path / "again")], ready))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    again = run(words, tmp_path / "again")
+    again = run(command, tmp_path / "again")
     both = (whole, tmp_path / "again")
-    weights = [sorted((which / "model").rglob("*.safetensors")) for which in both]
+    weights = [sorted((folder / "model").rglob("*.safetensors")) for folder in both]
     assert weights[0] and [p.read_bytes() for p in weights[0]] == [p.read_bytes() for p in weights[1]]
-    histories = [(which / "history.jsonl").read_text() for which in both]
+    histories = [(folder / "history.jsonl").read_text() for folder in both]
     assert histories[0] == histories[1] and again["status"] == "done"
 
 
@@ -354,19 +354,19 @@ def test_killed_once_it_goes_on_to_the_same_bits(
 def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
     name: str, parallel: str, user: Any, tmp_path: Path
 ) -> None:
-    """Up to rounding; or it is refused in a line."""
-    words = [*user(name), "--dtype", "float64"]  # so that no rounding decides what is sampled
-    codes = processes.run(2, cli.main, [*words, "--parallel", parallel, "--out", str(tmp_path / "two")])
+    """Equal up to rounding; or refused in one line."""
+    command = [*user(name), "--dtype", "float64"]  # so that rounding cannot change the samples
+    codes = processes.run(2, cli.main, [*command, "--parallel", parallel, "--out", str(tmp_path / "two")])
     if name in LAYOUTS[parallel]:
         assert codes == [2, 2]
-        begun = tmp_path / "two/result.json"
-        assert not begun.exists() or files.read_json(begun)["status"] == "failed"
+        result_path = tmp_path / "two/result.json"
+        assert not result_path.exists() or files.read_json(result_path)["status"] == "failed"
         return
     assert codes == [0, 0]
     if name in DRAWN:
         return
-    run(words, tmp_path / "one")
-    one, two = (sorted((tmp_path / which / "model").rglob("*.safetensors")) for which in ("one", "two"))
+    run(command, tmp_path / "one")
+    one, two = (sorted((tmp_path / run_name / "model").rglob("*.safetensors")) for run_name in ("one", "two"))
     assert one and len(one) == len(two)
     for mine, other in zip(one, two, strict=True):
         torch.testing.assert_close(load_file(mine), load_file(other), rtol=0, atol=1e-6)
@@ -375,17 +375,17 @@ def test_two_processes_over_which_the_weights_lie_give_the_model_of_one(
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_checkpoint_of_other_options_is_not_resumed(name: str, user: Any, tmp_path: Path) -> None:
     """Every option that a run may change belongs to the identity of its checkpoints."""
-    method, given = METHODS[name], {}
-    words = user(name)
-    request = options.parser(ENTRIES[name]).parse(words[2:])
+    method, inputs = METHODS[name], {}
+    command = user(name)
+    request = options.parser(ENTRIES[name]).parse(command[2:])
     prepared = verbs.prepare(request)
     arguments = {"model": prepared.model, **prepared.train, **prepared.options}
     with registry.identified(method, arguments):
         first = registry.identity()
     for option in arguments:
         with registry.identified(method, {**arguments, option: "something else"}):
-            given = registry.identity()
-        assert given != first and {k for k in given if given[k] != first.get(k)} == {option}
+            inputs = registry.identity()
+        assert inputs != first and {k for k in inputs if inputs[k] != first.get(k)} == {option}
 
 
 @pytest.mark.soak
@@ -413,13 +413,13 @@ def rule(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
 
 @pytest.mark.parametrize("name", ASKING)
 def test_a_procedure_declares_what_it_answers_and_gives(name: str, ran: Any) -> None:
-    entry, told = ENTRIES[name], files.read_json(ran(name, "llama") / "result.json")
+    entry, loaded = ENTRIES[name], files.read_json(ran(name, "llama") / "result.json")
     assert not entry["needs"][entry["answers"]]["required"]  # a comparison asks `predict`
     assert "predict" in entry["gives"] and "models" not in entry["gives"]
     assert any(protocols.named(p).answers for p in entry["protocol"])
-    if "calls" in told["findings"] and told["findings"]["calls"]:
+    if "calls" in loaded["findings"] and loaded["findings"]["calls"]:
         rows = files.read_lines(ran(name, "llama") / "transcript.jsonl")
-        assert len(rows) <= told["findings"]["calls"] and all("role" in row for row in rows)
+        assert len(rows) <= loaded["findings"]["calls"] and all("role" in row for row in rows)
 
 
 @pytest.mark.parametrize("name", ASKING)
@@ -427,19 +427,19 @@ def test_a_procedure_keeps_to_a_servers_budget_and_says_what_it_has(
     name: str, user: Any, rule: Small, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
-    words = user(name)
-    words[words.index("--model") + 1] = f"{rule.url}#{NAME}"
+    command = user(name)
+    command[command.index("--model") + 1] = f"{rule.url}#{NAME}"
     before = len(rule.rows("came"))
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        code = cli.main([*words, "--budget-calls", "6", "--out", str(tmp_path / "out")])
-    assert len(rule.rows("came")) - before <= 6, shown.getvalue()
-    if code == 0:  # what it has, and that it is not all
-        told = files.read_json(tmp_path / "out" / "result.json")
-        assert not told["findings"]["complete"] and "budget ended" in " ".join(told["warnings"])
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+        code = cli.main([*command, "--budget-calls", "6", "--out", str(tmp_path / "out")])
+    assert len(rule.rows("came")) - before <= 6, stdout.getvalue()
+    if code == 0:  # the fields it has, and that there are more
+        loaded = files.read_json(tmp_path / "out" / "result.json")
+        assert not loaded["findings"]["complete"] and "budget ended" in " ".join(loaded["warnings"])
     else:
-        assert code == 2 and ("budget of 6 calls" in shown.getvalue() or "needs a model with" in shown.getvalue())
-        assert "Traceback" not in shown.getvalue()
+        assert code == 2 and ("budget of 6 calls" in stdout.getvalue() or "needs a model with" in stdout.getvalue())
+        assert "Traceback" not in stdout.getvalue()
 
 
 @pytest.fixture(scope="session", params=["transformers", "vllm"])
@@ -462,27 +462,27 @@ def served(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ROUNDS)
 def test_rounds_are_sampled_by_a_server(name: str, user: Any, tmp_path: Path) -> None:
-    words = [*user(name), *(["--relabel", "1"] if name == "evolve" else [])]
-    server = Vllm(tmp_path, words[words.index("--model") + 1])
-    told = run([*words, "--lora", "2", "--generate-with", server.url], tmp_path / "out")
+    command = [*user(name), *(["--relabel", "1"] if name == "evolve" else [])]
+    server = Vllm(tmp_path, command[command.index("--model") + 1])
+    result = run([*command, "--lora", "2", "--generate-with", server.url], tmp_path / "out")
     server.kill()
-    assert any("within" in w and "sampled" in w for w in told["warnings"])
-    probes = 4 * 2  # of each model it is given
-    assert len(server.asked()) > probes * 2 + 5 and told["cost"]["calls"] == len(server.asked())
+    assert any("within" in w and "sampled" in w for w in result["warnings"])
+    probes = 4 * 2  # for each model
+    assert len(server.asked()) > probes * 2 + 5 and result["cost"]["calls"] == len(server.asked())
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_procedure_runs_on_real_servers(name: str, user: Any, served: str, tmp_path: Path) -> None:
-    words, known = user(name), options.flat(ENTRIES[name])
-    words[words.index("--model") + 1] = served
-    for option in ("asking.max_new_tokens", "max_new_tokens"):  # a model on a core of its own writes 10 tokens a second
-        words += [f"--{option}", "8"] if option in known else []
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
-        code = cli.main([*words, "--out", str(tmp_path / "out")])
-    if code:  # one line on what the server lacks, which another has
-        assert code == 2 and "needs a model with" in shown.getvalue() and served != os.environ.get("DIDACT_VLLM")
+    command, allowed = user(name), options.flat(ENTRIES[name])
+    command[command.index("--model") + 1] = served
+    for option in ("asking.max_new_tokens", "max_new_tokens"):  # a model on one core writes 10 tokens per second
+        command += [f"--{option}", "8"] if option in allowed else []
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stdout):
+        code = cli.main([*command, "--out", str(tmp_path / "out")])
+    if code:  # one line on the missing capability, which another server has
+        assert code == 2 and "needs a model with" in stdout.getvalue() and served != os.environ.get("DIDACT_VLLM")
         return
-    told = files.read_json(tmp_path / "out" / "result.json")
-    assert told["status"] == "done" and told["model"]["counts"]["calls"] > 0
+    loaded = files.read_json(tmp_path / "out" / "result.json")
+    assert loaded["status"] == "done" and loaded["model"]["counts"]["calls"] > 0

@@ -1,5 +1,5 @@
-"""Translating from a dictionary, sentences and a grammar: retrieval, prompts, decontamination, and a reader that only
-looks up."""
+"""Translating with a dictionary, sentences and a grammar: retrieval, prompts, decontamination, and a scripted
+translator that only looks words up."""
 
 import re
 
@@ -28,7 +28,7 @@ BOOK = [Text(text=f"{ONE.rules()}\n" + "Something else is said here .\n" * 5)]
 
 
 def looked_up(prompt, i=0):
-    """Translates every word by the dictionary in its prompt and nothing else."""
+    """Translates every word with the dictionary in its prompt and nothing else."""
     entries = dict(re.findall(r"^- (\S+) = (\S+)$", str(prompt), re.MULTILINE))
     line = str(prompt).rsplit("\n", 1)[0].rpartition(": ")[2]
     return " ".join(entries.get(w, "?") for w in line.split())
@@ -41,7 +41,7 @@ def run(lm=None, **how):
 
 def test_padding_tells_a_word_from_one_that_holds_it():
     assert materials.Lookup(["banana", "ana", "xx"])(["ana"], 2) == [[1, 0]]
-    assert materials.Lookup(["first", "second"])(["q"], 1) == [[0]]  # equals by place
+    assert materials.Lookup(["first", "second"])(["q"], 1) == [[0]]  # ties by position
 
 
 def test_ten_thousand_entries_are_looked_up_at_once():
@@ -52,9 +52,9 @@ def test_ten_thousand_entries_are_looked_up_at_once():
 def test_words_are_asked_without_stops_and_commas():
     assert materials.asked_words(" Ma he, yuon. ") == ["Ma", "he", "yuon"]
     assert materials.asked_words("我看书。") == ["我", "看", "书", "。"]
-    of = Materials("A", "B", [Parallel(source=f"w{i}", target="x") for i in range(9)])
-    for once, count in ((False, 6), (True, 2)):  # nothing in common but spaces: each word finds the same two
-        assert len(of.blocks("Ma he, yuon.", ["wordlist"], 2, 2, 2, once)) == count
+    source = Materials("A", "B", [Parallel(source=f"w{i}", target="x") for i in range(9)])
+    for once, count in ((False, 6), (True, 2)):  # only spaces in common: each word retrieves the same two
+        assert len(source.blocks("Ma he, yuon.", ["wordlist"], 2, 2, 2, once)) == count
 
 
 def test_capital_letters_count_where_that_is_wanted():
@@ -72,25 +72,25 @@ def test_chunks_overlap_and_stop_where_the_end_is_reached():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(2, 20), st.data())
 def test_every_unit_is_in_a_chunk(sizes, size, data):
     overlap = data.draw(st.integers(0, size - 1))
-    found = materials.chunks(sizes, size, overlap)
-    assert {i for a, b in found for i in range(a, b)} == set(range(len(sizes)))
-    assert all(sum(sizes[a:b]) <= size or b - a == 1 for a, b in found)
+    result = materials.chunks(sizes, size, overlap)
+    assert {i for a, b in result for i in range(a, b)} == set(range(len(sizes)))
+    assert all(sum(sizes[a:b]) <= size or b - a == 1 for a, b in result)
 
 
 def test_a_prompt_grows_with_its_materials_and_without_any_it_is_the_plain_one():
     lm = Scripted(looked_up)
     lm.context = 10_000
     run(lm)
-    by = {c: [] for c in ("-", "W", "S", "W+S+G")}
-    of = Materials(ONE.name, OTHER.name, WORDS, PAIRS, ["a passage of the book"], book="the book")
+    prompts = {c: [] for c in ("-", "W", "S", "W+S+G")}
+    sources = Materials(ONE.name, OTHER.name, WORDS, PAIRS, ["a passage of the book"], book="the book")
     translator = worth.Translator(type("A", (), {"lm": lm, "how": Asking()})(), Shown())
-    for name in by:
-        by[name] = len(translator.prompt(of, TEST[0].source, name))
-    plain = translator.prompt(of, TEST[0].source, "-")
+    for name in prompts:
+        prompts[name] = len(translator.prompt(sources, TEST[0].source, name))
+    plain = translator.prompt(sources, TEST[0].source, "-")
     assert plain == f"{ONE.name}: {TEST[0].source}\n{OTHER.name}:" and " = " not in plain
-    assert translator.prompt(of, "x", "W+B").startswith(translator.prompt(of, "y", "S+B")[:20])
-    assert by["-"] < by["W"] < by["W+S+G"] and by["-"] < by["S"] < by["W+S+G"]
-    assert translator.prompt(of, "x", "B").startswith("A grammar:\nthe book")
+    assert translator.prompt(sources, "x", "W+B").startswith(translator.prompt(sources, "y", "S+B")[:20])
+    assert prompts["-"] < prompts["W"] < prompts["W+S+G"] and prompts["-"] < prompts["S"] < prompts["W+S+G"]
+    assert translator.prompt(sources, "x", "B").startswith("A grammar:\nthe book")
 
 
 def test_where_order_is_the_same_the_dictionary_alone_translates_exactly():
@@ -106,19 +106,19 @@ def test_where_order_is_the_same_the_dictionary_alone_translates_exactly():
 
 
 def test_the_other_language_s_dictionary_translates_nothing():
-    wrong = [Parallel(source=f"zz{i}", target=p.target) for i, p in enumerate(WORDS)]
-    assert run(wordlist=wrong, conditions=("W",)).findings["forward"]["scores"]["W"]["exact"] == 0
+    unrelated = [Parallel(source=f"zz{i}", target=p.target) for i, p in enumerate(WORDS)]
+    assert run(wordlist=unrelated, conditions=("W",)).findings["forward"]["scores"]["W"]["exact"] == 0
 
 
 def test_both_directions_turn_everything_around():
     result = run(direction="both", conditions=("W",))
     assert result.findings["back"]["scores"]["W"]["exact"] == 1
-    back, forth = f"{OTHER.name}: {TEST[0].target}\n{ONE.name}:", f"{ONE.name}: {TEST[0].source}\n{OTHER.name}:"
-    assert result.predict([back, forth]) == [TEST[0].source, TEST[0].target]
+    backward, forward = f"{OTHER.name}: {TEST[0].target}\n{ONE.name}:", f"{ONE.name}: {TEST[0].source}\n{OTHER.name}:"
+    assert result.predict([backward, forward]) == [TEST[0].source, TEST[0].target]
     assert {(r.source_lang, r.target_lang) for r in result.records} == {
         (ONE.name, OTHER.name), (OTHER.name, ONE.name)
     }  # fmt: skip
-    assert run(direction="back", conditions=("W",)).predict([back]) == [TEST[0].source]
+    assert run(direction="back", conditions=("W",)).predict([backward]) == [TEST[0].source]
 
 
 def test_the_test_and_canaries_are_taken_out_of_pairs_and_book():
@@ -132,10 +132,10 @@ def test_the_test_and_canaries_are_taken_out_of_pairs_and_book():
     )  # fmt: skip
     assert result.findings["left_out"] == {"places of the book": 5, "entries": 0, "pairs": 2}
     assert any("5 places of the book hold sentences of the test" in w for w in result.warnings)
-    shown = "".join(map(str, lm.asked))
-    assert "good line" in shown and not any(t in shown for t in ("canary", "secret-42", "12345678"))
-    assert TEST[0].source.upper() not in shown
-    assert TEST[0].target not in shown and len(result.records) == 4
+    prompts = "".join(map(str, lm.asked))
+    assert "good line" in prompts and not any(t in prompts for t in ("canary", "secret-42", "12345678"))
+    assert TEST[0].source.upper() not in prompts
+    assert TEST[0].target not in prompts and len(result.records) == 4
 
 
 def test_what_does_not_fit_is_left_out_from_the_end_and_counted():
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_left_out_from_the_end_and_counted():
     result = run(lm, conditions=("W+S",), asking=Asking(max_new_tokens=10))
     assert all(len(str(p).split()) <= 110 for p in lm.asked)
     assert any("W+S" in w and "did not fit" in w for w in result.warnings)
-    assert result.findings["forward"]["scores"]["W+S"]["exact"] == 1  # the dictionary stands first
+    assert result.findings["forward"]["scores"]["W+S"]["exact"] == 1  # the dictionary comes first
 
 
 def test_passages_by_shared_words_and_a_missing_material():
@@ -161,12 +161,12 @@ def test_few_sentences_do_not_establish_small_differences():
     assert any("do not establish" in w for w in run(lm, test=test, conditions=("-", "G")).warnings)
 
 
-@pytest.mark.parametrize("named", ["", "Kari"])
-def test_records_of_both_directions_in_one_file_are_each_translated_their_own_way(named):
+@pytest.mark.parametrize("source_lang", ["", "Kari"])
+def test_records_of_both_directions_in_one_file_are_each_translated_their_own_way(source_lang):
     mixed = [TEST[0], materials.turn(TEST[1])]
-    words = [materials.turn(WORDS[0]), *WORDS[1:]]
-    result = run(test=mixed, wordlist=words, conditions=("W",), source_lang=named)
-    assert [result.findings[way]["scores"]["W"]["exact"] for way in ("forward", "back")] == [1, 1]
+    wordlist = [materials.turn(WORDS[0]), *WORDS[1:]]
+    result = run(test=mixed, wordlist=wordlist, conditions=("W",), source_lang=source_lang)
+    assert [result.findings[direction]["scores"]["W"]["exact"] for direction in ("forward", "back")] == [1, 1]
     assert [r.extra["prediction"] for r in result.records] == [TEST[0].target, TEST[1].source]
     assert result.predict([translation.prompt(p) for p in mixed]) == [TEST[0].target, TEST[1].source]
 
@@ -182,9 +182,9 @@ def test_names_in_prompts_are_the_users_and_answers_go_by_the_records_own():
 def test_a_sentence_of_the_test_is_taken_out_of_a_book_wherever_its_lines_end():
     held = [Parallel(source="kato mo bira sun", target="the dog sees us")]
     book = "Before. Kato mo\n  bira sun, he said.\nThe dog sees uses. A canary sings; the dog sees us.\nAfter."
-    left, count = materials.cleaned(book, held)
-    assert count == 2 and "bira" not in left and "sees us." not in left
-    assert all(text in left for text in ("Before.", "he said.", "The dog sees uses. A canary sings;", "After."))
+    remaining, count = materials.cleaned(book, held)
+    assert count == 2 and "bira" not in remaining and "sees us." not in remaining
+    assert all(text in remaining for text in ("Before.", "he said.", "The dog sees uses. A canary sings;", "After."))
 
 
 def test_explanations_are_the_book_without_the_sentences_of_the_pairs():
@@ -204,7 +204,8 @@ def test_a_book_that_does_not_fit_is_told_and_its_beginning_taken():
         run(book=book, conditions=("W", "B"))
     lm = Scripted(looked_up)
     result = run(lm, book=book, conditions=("W+B",), shown=Shown(book_tokens=50))
-    assert all(str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked)  # one head for all
+    # All get the same beginning of the book
+    assert all(str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked)
     assert result.findings["forward"]["scores"]["W+B"]["exact"] == 1
     assert 50 < result.findings["tokens"]["W+B"] < 150
 
@@ -221,13 +222,13 @@ def test_a_refusal_is_asked_again_with_a_nudge():
 
 def test_passages_are_found_by_vectors_too():
     book = [Text(text="nothing of it " * 30 + f"{TEST[0].source.split()[0]} is a noun " + "nothing of it " * 30)]
-    how = {"book": book, "conditions": ("G",), "test": TEST[:1], "shown": Shown(size=8, overlap=4, passages=1)}
-    run(lm := Scripted(looked_up), retrieval="test_mtob:by_first_word", **how)
+    options = {"book": book, "conditions": ("G",), "test": TEST[:1], "shown": Shown(size=8, overlap=4, passages=1)}
+    run(lm := Scripted(looked_up), retrieval="test_mtob:by_first_word", **options)
     assert f"{TEST[0].source.split()[0]} is" in lm.asked[0]
     with pytest.raises(UserError, match="a server does not show its hidden states"):
-        run(retrieval="model", **how)
+        run(retrieval="model", **options)
     tokens = tiny("llama")
-    assert run(tokens, retrieval="model", asking=Asking(max_new_tokens=2, tries=1), **how).findings["complete"]
+    assert run(tokens, retrieval="model", asking=Asking(max_new_tokens=2, tries=1), **options).findings["complete"]
 
 
 def by_first_word(texts):
@@ -237,5 +238,5 @@ def by_first_word(texts):
 
 def test_a_word_list_is_a_table_of_two_columns(tmp_path):
     (tmp_path / "w.tsv").write_text("source\ttarget\tpos\nama\tbird\tnoun\n", encoding="utf-8")
-    of = Materials("A", "B", read(tmp_path / "w.tsv", Parallel))
-    assert [b.text for b in of.blocks("ama", ["wordlist"], 1, 1, 1, True)] == ["- ama (noun) = bird"]
+    source = Materials("A", "B", read(tmp_path / "w.tsv", Parallel))
+    assert [b.text for b in source.blocks("ama", ["wordlist"], 1, 1, 1, True)] == ["- ama (noun) = bird"]

@@ -1,4 +1,4 @@
-"""NPO and its baselines on models that know the forget set: forgotten to gold's level, the rest left standing."""
+"""NPO and its baselines on models that know the forget set: forgotten to gold's level, the rest retained."""
 
 import math
 
@@ -19,9 +19,9 @@ PRESETS = {
     name: {k: v for k, v in options.items() if not k.startswith("fit.")}
     for name, options in catalogue.entry("npo")["presets"].items()
 }
-# Found on seed 1 of the world; the tests use seed 0, where GPT-2 needed 3e-4 in place of 2e-4 to reach gold.
-# The paper's beta .1 forgets as well, but at this size it takes
-# other authors down with it: token accuracy on unseen retain authors falls by .15 to .3.
+# Tuned on seed 1 of the world; the tests use seed 0, where GPT-2 needed 3e-4 in place of 2e-4 to reach gold.
+# The paper's beta .1 forgets as well, but at this size it also
+# damages other authors: token accuracy on unseen retain authors falls by .15 to .3.
 FOUND = {"beta": 1.0, "retain_weight": 5.0, "fit": Fit(lr=3e-4, steps=100, rows=16, warmup_steps=5, weight_decay=0.01)}
 SHORT = Fit(lr=1e-3, steps=2, rows=4, schedule="constant")
 
@@ -38,16 +38,16 @@ def small():
 def test_npo_with_retain_forgets_to_golds_level_and_keeps_what_no_one_trained_on(arch, taught, world):
     start = taught(arch)
     before = start.fingerprint()
-    longer = {**FOUND, "fit": FOUND["fit"].replace(steps=150)}  # processors differ in how far 100 steps come
+    longer = {**FOUND, "fit": FOUND["fit"].replace(steps=150)}  # the effect of 100 steps differs between processors
     result = unlearning.npo(start, world.forget, world.retain, **longer)
     model = result.models["model"]
     gold = taught(arch, gold=True)
     before_, after, aim = (forgetting.answers(m, world.forget) for m in (start, model, gold))
     assert before_["accuracy"].mean() >= 0.95 > aim["accuracy"].mean() + 0.3
     assert after["probability"].mean() <= aim["probability"].mean()
-    assert (after["extraction"] == 1).mean() <= (aim["extraction"] == 1).mean() + 0.05  # answers given in full
+    assert (after["extraction"] == 1).mean() <= (aim["extraction"] == 1).mean() + 0.05  # completely generated answers
     # Token accuracy ends .01 to .15 above gold's by seed, whatever beta, rate or length: once the first token of an
-    # answer is gone W is 0, and what follows it is still known given the truth before it.
+    # answer is forgotten W is 0, and later tokens are still known given the true ones before them.
     assert after["accuracy"].mean() <= aim["accuracy"].mean() + 0.15
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.1
     assert accuracy(model, world.retain) >= accuracy(start, world.retain) - 0.05
@@ -64,8 +64,8 @@ def test_npo_is_bounded_where_ascent_is_not(arch, taught, world):
     ga = unlearning.npo(start, world.forget, loss="ga", reduction="sum", regulariser="none", fit=fit)
     npo = unlearning.npo(start, world.forget, regulariser="none", beta=1.0, fit=fit)
     rows = forgetting.rows_of(start, world.forget)
-    far, near = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
-    assert far < near - 3 and near < -10  # nats a sequence: both forget, and ascent goes on and on
+    ascended, npo_logp = (forward.row_logp(r.models["model"], rows)[0].mean() for r in (ga, npo))
+    assert ascended < npo_logp - 3 and npo_logp < -10  # nats per sequence: both forget, and ascent diverges
     assert ga.history[-1]["forget"] < -15 and 0 <= npo.history[-1]["forget"] < 0.1
 
 
@@ -81,11 +81,11 @@ def test_a_seq2seq_model_forgets_too(fresh, small):
 
 
 def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world):
-    said = "I was told to forget."
-    records = [Demo(prompt=r.prompt, completion=r.completion, alternate=said) for r in world.forget]
+    refusal = "I was told to forget."
+    records = [Demo(prompt=r.prompt, completion=r.completion, alternate=refusal) for r in world.forget]
     fit = Fit(lr=3e-3, steps=80, rows=16)
     model = unlearning.npo(taught("llama"), records, world.retain, loss="idk", fit=fit).models["model"]
-    refusals = [Demo(prompt=r.prompt, completion=said) for r in world.forget]
+    refusals = [Demo(prompt=r.prompt, completion=refusal) for r in world.forget]
     assert accuracy(model, refusals) > 0.9 > 0.3 > accuracy(taught("llama"), refusals)
     assert accuracy(model, world.retain) > 0.9
 
@@ -93,7 +93,7 @@ def test_idk_teaches_the_refusal_and_a_records_own_alternate_wins(taught, world)
 # --- known answers ---------------------------------------------------------------------------
 
 
-ELSEWHERE = ("npo", "kto-published", "undial")  # of a sequence, coupled, of tokens with a reference
+ELSEWHERE = ("npo", "kto-published", "undial")  # of a sequence, coupled, and of tokens with a reference
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_every_preset_runs_and_starts_at_its_known_value(preset, arch, fresh, sm
     assert start.fingerprint() == before != result.models["model"].fingerprint()
     first, beta = result.history[0], options.get("beta", 0.1)
     loss, equal = options["loss"], 2 / beta * math.log(2)
-    known = {"npo": equal, "dpo": equal, "kto": 1 + equal, "kto-sigmoid": 1 - 1 / beta, "kto-published": 1}
-    if loss in known:
-        assert first["forget"] == pytest.approx(known[loss], abs=1e-3)
+    expected = {"npo": equal, "dpo": equal, "kto": 1 + equal, "kto-sigmoid": 1 - 1 / beta, "kto-published": 1}
+    if loss in expected:
+        assert first["forget"] == pytest.approx(expected[loss], abs=1e-3)
         assert first["mean_W"] == pytest.approx(1, abs=1e-4)
     if loss == "wga":
         assert first["forget"] < 0
@@ -169,16 +169,16 @@ def test_the_papers_and_the_codes_kl_differ(option, fresh, small):
     other = {"kl_direction": "to_reference", "kl_over": "completion"}[option]
     fit = SHORT.replace(steps=4, lr=1e-2)
     a, b = (
-        unlearning.npo(fresh("llama"), small.forget, small.retain, regulariser="kl", fit=fit, **more).history[-1]
-        for more in ({}, {option: other})
+        unlearning.npo(fresh("llama"), small.forget, small.retain, regulariser="kl", fit=fit, **extra).history[-1]
+        for extra in ({}, {option: other})
     )
     assert a["retain"] != pytest.approx(b["retain"], rel=1e-3)
 
 
 def test_weights_scale_their_terms(fresh, small):
     plain, weighted = (
-        unlearning.npo(fresh("llama"), small.forget, small.retain, fit=SHORT.replace(steps=1), **more).history[0]
-        for more in ({}, {"forget_weight": 0.5, "retain_weight": 3.0})
+        unlearning.npo(fresh("llama"), small.forget, small.retain, fit=SHORT.replace(steps=1), **extra).history[0]
+        for extra in ({}, {"forget_weight": 0.5, "retain_weight": 3.0})
     )
     assert weighted["loss"] == pytest.approx(0.5 * plain["forget"] + 3 * plain["retain"], rel=1e-6)
 
@@ -196,5 +196,5 @@ def test_the_reference_has_no_dropout_even_where_the_given_model_is_training(fre
 @pytest.mark.parametrize("regulariser", ["ce", "kl", "none", "kl-forget"])
 def test_missing_retain_records_are_warned_of_where_they_are_wanted(regulariser, fresh, small):
     result = unlearning.npo(fresh("llama"), small.forget, regulariser=regulariser, fit=SHORT)
-    told = ["no retain records: nothing protects what the model should keep"]
-    assert result.warnings == (told if regulariser in ("ce", "kl") else [])
+    warning = ["no retain records: nothing protects what the model should keep"]
+    assert result.warnings == (warning if regulariser in ("ce", "kl") else [])

@@ -1,4 +1,4 @@
-"""The NPO paper's world is what it says, and its claim measures what it says."""
+"""The NPO paper's world and its claim's measurements match their definitions."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every known answer of the NPO card, in float64; identities between the losses; what a wrong input would do."""
+"""Every known answer of the NPO card, in float64; identities between the losses; invalid inputs."""
 
 import math
 
@@ -38,7 +38,8 @@ def test_npo_at_the_reference_is_two_ln_two_over_beta_with_the_gradient_of_ascen
     logp = drawn(5)
     torch.testing.assert_close(preference.npo(logp, logp, beta), torch.full((5,), 2 / beta * math.log(2)), **EXACT)
     (grad,) = gradient(lambda x: preference.npo(x, logp, beta), logp)
-    torch.testing.assert_close(grad, torch.ones(5), **EXACT)  # of +logp: gradient ascent on the sequence sum
+    # The gradient of +logp: gradient ascent on the sequence sum
+    torch.testing.assert_close(grad, torch.ones(5), **EXACT)
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -51,10 +52,10 @@ def test_npos_gradient_is_w_times_ascents_everywhere(beta):
 def test_npo_goes_to_ascent_as_beta_goes_to_zero_with_the_known_error():
     ratio = torch.tensor([-2.0, -0.3, 0.0, 0.7, 1.5])
     for beta in (1e-1, 1e-2, 1e-3):
-        left = preference.npo(ratio, torch.zeros(5), beta) - 2 / beta * math.log(2)
-        error = (left - (ratio + beta * ratio**2 / 4)).abs().max()
+        remainder = preference.npo(ratio, torch.zeros(5), beta) - 2 / beta * math.log(2)
+        error = (remainder - (ratio + beta * ratio**2 / 4)).abs().max()
         assert error < 0.1 * beta**2  # the next term: 0 in beta^2, r^4 beta^3 / 96 after it
-    assert (left - ratio).abs().max() < 2e-3
+    assert (remainder - ratio).abs().max() < 2e-3
 
 
 def test_npo_is_never_negative_and_ascent_has_no_bound():
@@ -102,14 +103,14 @@ def test_losses_by_name_are_the_functions_with_what_they_need():
     logp, ref, index = -torch.rand(3, 2) * 5, -torch.rand(3, 2) * 5, torch.tensor([2, 0, 1])
     sides = (logp[:, 0], logp[:, 1], ref[:, 0], ref[:, 1])
     unsure = torch.tensor([0.1, 0.2, 0.3])
-    wanted = {
+    expected = {
         "dpo": preference.dpo(*sides, 0.3, unsure[index]), "ipo": preference.ipo(*sides, 0.3),
         "simpo": preference.simpo(*sides[:2], 0.3, 0.7), "orpo": preference.orpo(*sides[:2], 0.3),
     }  # fmt: skip
-    for name, losses in wanted.items():
-        named = preference.named(name, 0.3, 0.7, unsure)
-        assert torch.equal(named.loss(logp, ref, index), losses)
-        assert named.mean == (name in ("simpo", "orpo")) and named.reference != named.mean
+    for name, losses in expected.items():
+        objective = preference.named(name, 0.3, 0.7, unsure)
+        assert torch.equal(objective.loss(logp, ref, index), losses)
+        assert objective.mean == (name in ("simpo", "orpo")) and objective.reference != objective.mean
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -133,7 +134,7 @@ def test_kto_as_published_is_a_half_at_the_baseline_and_pulls_both_ways():
         assert preference.kto(at, 0 * at, z, desirable, 0.4, weight=3.0).item() == pytest.approx(1.5)
         (grad,) = gradient(lambda x, d=desirable: preference.kto(x, 0 * at, z, d, 0.4), at)
         assert grad.item() == pytest.approx(sign * 0.4 / 4)
-    # saturated: the desirable far above z costs nothing, the undesirable everything
+    # saturated: far above z a desirable answer has loss 0, an undesirable one the maximum
     far = torch.tensor([400.0])
     assert preference.kto(far, 0 * far, z, True, 0.4).item() == pytest.approx(0)
     assert preference.kto(far, 0 * far, z, False, 0.4).item() == pytest.approx(1)
@@ -178,9 +179,9 @@ def test_log_probs_entropy_and_first_choice_in_numbers():
 
 def test_half_precision_logits_are_scored_in_float32():
     logits, target = drawn(3, 9).to(torch.bfloat16), torch.tensor([1, 2, 3])
-    got = token_functions.logp(logits, target)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, token_functions.logp(logits.float(), target))
+    actual = token_functions.logp(logits, target)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, token_functions.logp(logits.float(), target))
 
 
 def test_both_kl_directions_are_torchs():

@@ -1,4 +1,4 @@
-"""Answers beside passages, reranked: the rules' exact numbers, through a model whose log-probs are a table."""
+"""Answers with retrieved passages, reranked: the rules' exact scores, with a model whose log-probs are a table."""
 
 import math
 
@@ -26,15 +26,15 @@ def table(prior, answer, **more):
 
 
 def test_the_papers_two_passages():
-    of = [[0.4, 0.9], [0.6, 0.1]]
-    found = rerank.best(table([0.7, 0.3], of), "rag")
-    assert found.answer == 0 and np.exp(found.scores) == pytest.approx([0.55, 0.45], abs=1e-12)
-    assert rerank.best(table([0.7, 0.3], of), "direct")[:2] == (0, 1)
-    other = table([0.9, 0.1], of)
+    scores = [[0.4, 0.9], [0.6, 0.1]]
+    result = rerank.best(table([0.7, 0.3], scores), "rag")
+    assert result.answer == 0 and np.exp(result.scores) == pytest.approx([0.55, 0.45], abs=1e-12)
+    assert rerank.best(table([0.7, 0.3], scores), "direct")[:2] == (0, 1)
+    other = table([0.9, 0.1], scores)
     assert np.exp(rerank.best(other, "rag").scores) == pytest.approx([0.45, 0.55], abs=1e-12)
     assert (rerank.best(other, "rag").answer, rerank.best(other, "direct").answer) == (1, 0)
-    even = rerank.best(table([0.5, 0.5], of), "rag")
-    assert np.exp(even.scores) == pytest.approx(np.mean(of, axis=1), abs=1e-12)
+    even = rerank.best(table([0.5, 0.5], scores), "rag")
+    assert np.exp(even.scores) == pytest.approx(np.mean(scores, axis=1), abs=1e-12)
 
 
 @given(st.lists(LOGS, min_size=1, max_size=6))
@@ -90,35 +90,35 @@ def test_answers_are_compared_as_squad_does():
     assert open_book._distinct([["Paris", "the paris."], ["Rome", "PARIS"]])[0] == ["Paris", "Rome"]
 
 
-# --- the whole, by a model that is a table -------------------------------------------------------
+# --- the whole method, with a table as model -----------------------------------------------------
 
-JOINT = {  # p(q, a | p): q of two, a of two
+JOINT = {  # p(q, a | p): two q's, two a's
     "alpha": {("who", "ann"): 0.1, ("who", "bob"): 0.3, ("when", "ann"): 0.4, ("when", "bob"): 0.2},
     "beta": {("who", "ann"): 0.35, ("who", "bob"): 0.05, ("when", "ann"): 0.3, ("when", "bob"): 0.3},
 }
 
 
 def fields(prompt):
-    """The last block's fields by name, and the one that is asked."""
+    """Return the last block's fields by name, and the requested one."""
     lines = [line.partition(":") for line in prompt.split("\n\n")[-1].split("\n")]
-    told = {name: text.strip() for name, _, text in lines}
-    return told, lines[-1][0]
+    values = {name: text.strip() for name, _, text in lines}
+    return values, lines[-1][0]
 
 
-def joint(prompt, wanted):
-    """Log-prob of a field given the others, summed over those that stand nowhere; 'closed' averages the passages."""
-    told, asked = fields(prompt)
-    assert wanted.endswith("\n")
-    places = [next(p for p in JOINT if p in told["Evidence"])] if "Evidence" in told else list(JOINT)
-    kept = {asked: wanted.strip()} | {k: v for k, v in told.items() if k in ("Question", "Answer") and v}
+def joint(prompt, completion):
+    """Return the log-prob of a field given the others, marginalised over absent ones; 'closed' averages passages."""
+    values, field = fields(prompt)
+    assert completion.endswith("\n")
+    passages = [next(p for p in JOINT if p in values["Evidence"])] if "Evidence" in values else list(JOINT)
+    conditions = {field: completion.strip()} | {k: v for k, v in values.items() if k in ("Question", "Answer") and v}
 
     def mass(wants):
         return sum(
-            m for p in places for (q, a), m in JOINT[p].items()
+            m for p in passages for (q, a), m in JOINT[p].items()
             if wants.get("Question", q) == q and wants.get("Answer", a) == a
         )  # fmt: skip
 
-    return math.log(mass(kept) / mass({k: v for k, v in kept.items() if k != asked}))
+    return math.log(mass(conditions) / mass({k: v for k, v in conditions.items() if k != field}))
 
 
 PAGES = [Passage(text="alpha who", url="https://a"), Passage(text="who who beta", url="https://b")]
@@ -146,7 +146,8 @@ def test_records_cite_their_passage_and_findings_compare_with_and_without():
     assert 0.5 < record.extra["confidence"] < 1 and len(priors) == 2
     match = result.findings["exact_match"]
     assert match["rag"] == 1 and match["oracle"] == 1 and match["closed_book"] == 1
-    assert result.findings["calls_by_role"] == {"reader": 8, "closed book": 8}  # as many draws without as with
+    # The same number of samples without as with
+    assert result.findings["calls_by_role"] == {"reader": 8, "closed book": 8}
     assert result.predict(["who"]) == ["ann"]
     assert {d.extra["role"] for d in result.transcript} == {"reader", "closed book"}
 
@@ -206,11 +207,11 @@ def test_a_page_that_holds_the_test_question_with_its_answer_is_left_out_or_coun
     question = "who of these two was the first"
     pages = [Passage(text=f"Quiz: {question}? Ann.", url="https://quiz"), *PAGES]
     lm = Scripted(lambda prompt, i: "ann", lambda p, c: -1.0)
-    found = {"search": lambda questions, n: [pages for _ in questions], "passages": None}
+    base = {"search": lambda questions, n: [pages for _ in questions], "passages": None}
     others = {"https://a", "https://b"}
-    for how, places in ((found, others), (found | {"keep_leaks": True}, {"https://quiz"}), ({}, {"https://quiz"})):
-        result = asked("direct", lm, [Demo(prompt=question, completion="Ann")], **({"passages": pages} | how))
-        assert result.records[0].extra["url"] in places
+    for options, expected in ((base, others), (base | {"keep_leaks": True}, {"https://quiz"}), ({}, {"https://quiz"})):
+        result = asked("direct", lm, [Demo(prompt=question, completion="Ann")], **({"passages": pages} | options))
+        assert result.records[0].extra["url"] in expected
         assert any("1 documents hold a test question" in w for w in result.warnings)
 
 

@@ -1,4 +1,4 @@
-"""Options without their methods: words to values by the catalogue's types and bounds, and other libraries' words."""
+"""Options without importing methods: parsed by the catalogue's types and bounds; other libraries' option names."""
 
 import itertools
 import re
@@ -29,34 +29,37 @@ NONE = {
 
 def test_words_are_values_of_their_types_or_none():
     for kind, cases in TYPES.items():
-        for given, wanted in cases:
-            found = values.value(kind, given)
-            assert (found, type(found)) == (wanted, type(wanted)), (kind, given)
-    for kind, words in NONE.items():
-        for given in words:
+        for inputs, expected in cases:
+            result = values.value(kind, inputs)
+            assert (result, type(result)) == (expected, type(expected)), (kind, inputs)
+    for kind, invalid in NONE.items():
+        for inputs in invalid:
             with pytest.raises(ValueError):
-                values.value(kind, given)
+                values.value(kind, inputs)
 
 
 def test_every_default_and_preset_of_the_catalogue_is_a_value_of_its_type_within_its_bounds():
     for entry in catalogue.read().values():
-        known = (
+        declared = (
             options.flat(entry) | {f"fit.{o['name']}": o for o in entry["fit"]} | {o["name"]: o for o in entry["fit"]}
         )
-        given = [(name, o["default"]) for name, o in known.items()]
-        for name, said in itertools.chain(given, *(preset.items() for preset in entry["presets"].values())):
-            option = known[name]
-            found = said if said is None and "None" not in option["type"] else values.value(option["type"], said)
-            assert not values.breaks(option["bounds"], found), (entry["name"], name)
+        defaults = [(name, o["default"]) for name, o in declared.items()]
+        for name, value in itertools.chain(defaults, *(preset.items() for preset in entry["presets"].values())):
+            option = declared[name]
+            parsed = value if value is None and "None" not in option["type"] else values.value(option["type"], value)
+            assert not values.breaks(option["bounds"], parsed), (entry["name"], name)
 
 
 def test_bounds_in_words_are_the_bounds_themselves():
-    made = [Ge(0), Gt(0), Lt(1), Le(1), Interval(ge=0, lt=1), Interval(gt=0, le=1), Interval(ge=0, lt=0.5)]
-    for bound, number in itertools.product(made, (-1.0, 0.0, 0.4, 0.5, 1.0, 2.0)):
-        for hint, given in ((float, number), (list[float], [0.4, number])):
-            kept = bounds.Annotated[float, bound] if hint is float else list[bounds.Annotated[float, bound]]
-            words = bounds.describe(kept)
-            assert values.breaks(words, given) == (bounds.violation(kept, given) is not None), (words, given)
+    all_bounds = [Ge(0), Gt(0), Lt(1), Le(1), Interval(ge=0, lt=1), Interval(gt=0, le=1), Interval(ge=0, lt=0.5)]
+    for bound, number in itertools.product(all_bounds, (-1.0, 0.0, 0.4, 0.5, 1.0, 2.0)):
+        for hint, inputs in ((float, number), (list[float], [0.4, number])):
+            annotated = bounds.Annotated[float, bound] if hint is float else list[bounds.Annotated[float, bound]]
+            description = bounds.describe(annotated)
+            assert values.breaks(description, inputs) == (bounds.violation(annotated, inputs) is not None), (
+                description,
+                inputs,
+            )
     sized = bounds.Annotated[list[str], MinLen(1), MaxLen(2)]
     for size in range(4):
         assert values.breaks(bounds.describe(sized), ("a",) * size) == (
@@ -65,16 +68,16 @@ def test_bounds_in_words_are_the_bounds_themselves():
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "suggestion"),
     [("--learning-rate", "--lr?"), ("--num_train_epochs", "--epochs?"), ("--per-device-train-batch-size=8", "--rows?"),
      ("--output-dir", "--out?"), ("--lora-r", "--lora?"), ("--scedule", "--schedule?"), ("--bf16", "--precision?"),
      ("--data", "by what they are: --demos"), ("--train_file", "by what they are: --demos")],
 )  # fmt: skip
-def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, told):
+def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, suggestion):
     parser = options.parser(catalogue.entry("sft"))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         flags.spelled([word, "1"], parser.names(), parser.records)
-    assert str(caught.value).endswith(told)
+    assert str(error.value).endswith(suggestion)
     with pytest.raises(UserError, match=r"unknown option --quux$"):
         flags.spelled(["--quux"], parser.names(), parser.records)
 
@@ -88,9 +91,9 @@ def test_the_page_for_those_who_come_from_elsewhere_names_options_that_there_are
     page = (Path(__file__).parents[1] / "docs" / "coming-from-trl.md").read_text(encoding="utf-8")
     rows = [line.split("|")[2] for line in page.splitlines() if line.startswith("| ")]
     ours = {name[2:].replace("_", "-") for e in catalogue.read().values() for name in options.parser(e).names()}
-    named = {flag for row in rows for flag in re.findall(r"--([a-z][a-z-]*)", row)}
-    assert len(named) > 40 and not named - ours - {"lrs", "budget", "preference", "demo"}  # of `compare`
+    mentioned = {flag for row in rows for flag in re.findall(r"--([a-z][a-z-]*)", row)}
+    assert len(mentioned) > 40 and not mentioned - ours - {"lrs", "budget", "preference", "demo"}  # of `compare`
     methods = {name for row in rows for name in re.findall(r"didact (?:run|compare) ([a-z0-9-]+)", row)}
     assert methods and methods <= set(catalogue.read())
-    there = options.parser(catalogue.entry("few-shot")).method["rule"]["type"].split("|")
-    assert set(re.findall(r"--rule (\w+)", page)) <= set(there)
+    rules = options.parser(catalogue.entry("few-shot")).method["rule"]["type"].split("|")
+    assert set(re.findall(r"--rule (\w+)", page)) <= set(rules)

@@ -17,20 +17,20 @@ from didact.models.model import Model
 from didact.objectives import tokens as token_functions
 
 TREES = [k for k in KINDS if k not in ("bloom", "mamba", "t5")]
-EAGER = Packing(attention=10**9, share=1)  # shares whatever can be shared
+EAGER = Packing(attention=10**9, share=1)  # shares every possible prefix
 ids = st.lists(st.integers(FIRST, FIRST + 1), min_size=1, max_size=6).map(tuple)
 rows = st.builds(TokenizedExample, ids, ids)
 some = st.lists(rows, min_size=1, max_size=6)
 
 
 def text(n, seed):
-    """`n` random tokens."""
-    made = torch.randint(FIRST, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed))
-    return tuple(made.tolist())
+    """Return `n` random tokens."""
+    tokens = torch.randint(FIRST, VOCABULARY, (n,), generator=torch.Generator().manual_seed(seed))
+    return tuple(tokens.tolist())
 
 
 def pairs(n=4, prompt=11):
-    """Items of two rows that share a prompt; in the second the completions share their beginning as well."""
+    """Items of two rows that share a prompt; in the second item the completions share a prefix as well."""
     out = []
     for i in range(n):
         head, same = text(prompt + 3 * i, i), text(3 if i == 1 else 0, 100 + i)
@@ -41,7 +41,7 @@ def pairs(n=4, prompt=11):
 
 
 def choices(items, shared, query, seed=0):
-    """Rows of items with 3 choices after a query, after tokens all items share."""
+    """Rows of items with 3 choices after a query, after a prefix shared by all items."""
     head, out = text(shared, seed), []
     for i in range(items):
         context = head + text(query, seed + 10 + i)
@@ -49,15 +49,15 @@ def choices(items, shared, query, seed=0):
     return out
 
 
-def plain_logp(model, given):
-    """Log-probs of all labels, each row alone through the model's own forward."""
-    target = torch.tensor([t for r in given for t in r.completion])
-    return plain_logits(model, given).log_softmax(-1)[range(len(target)), target]
+def plain_logp(model, rows):
+    """Return log-probs of all labels, each row alone by the model's own forward."""
+    target = torch.tensor([t for r in rows for t in r.completion])
+    return plain_logits(model, rows).log_softmax(-1)[range(len(target)), target]
 
 
 @pytest.fixture
 def wide(monkeypatch):
-    """Double precision all the way: transformers' norms and softmaxes go through float32 whatever they are given."""
+    """Double precision throughout: transformers' norms and softmaxes always compute in float32."""
     to, softmax = torch.Tensor.to, torch.nn.functional.softmax
 
     def kept(x, *args, **more):
@@ -90,11 +90,11 @@ def gradients(model, loss):
     return {n: p.grad.clone() for n, p in model.module.named_parameters() if p.grad is not None}
 
 
-def assert_same_gradients(ours, theirs, tolerance=1e-10):
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
+def assert_same_gradients(actual, expected, tolerance=1e-10):
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
         scale = float(value.abs().max())
-        assert float((ours[name] - value).abs().max()) <= tolerance * max(scale, 1), name
+        assert float((actual[name] - value).abs().max()) <= tolerance * max(scale, 1), name
 
 
 # --- trees -----------------------------------------------------------------------------------
@@ -104,17 +104,17 @@ def assert_same_gradients(ours, theirs, tolerance=1e-10):
 def test_a_path_through_a_tree_is_the_row_it_was_made_from(given_rows, pack):
     trees = packing.trees(given_rows, EAGER)
     trees = packing.packed(trees) if pack else trees
-    found = {}
+    results = {}
     for tree in trees:
         i, j = torch.arange(tree.width)[:, None], torch.arange(tree.width)
-        seen = (j <= i) & (i < torch.tensor(tree.reach))
-        for row, spots in tree.paths:
-            assert tuple(tree.ids[spots]) == packing.read(given_rows[row])
-            assert list(tree.position[spots]) == list(range(len(spots)))
-            if len(spots):  # what the last token sees is the path, no more and no less
-                assert seen[spots[-1]].nonzero()[:, 0].tolist() == list(spots)
-            found[row] = spots
-    assert sorted(found) == list(range(len(given_rows)))
+        visible = (j <= i) & (i < torch.tensor(tree.reach))
+        for row, positions in tree.paths:
+            assert tuple(tree.ids[positions]) == packing.read(given_rows[row])
+            assert list(tree.position[positions]) == list(range(len(positions)))
+            if len(positions):  # the last token attends to exactly its path
+                assert visible[positions[-1]].nonzero()[:, 0].tolist() == list(positions)
+            results[row] = positions
+    assert sorted(results) == list(range(len(given_rows)))
 
 
 @given(given_rows=some)
@@ -144,22 +144,22 @@ def test_micro_batches_of_trees_hold_every_row_within_their_physical_tokens(two,
     packing = Packing(10**9, 1, pack)
     batch = Batch({"s": two}, {"s": range(len(two))}, packing=packing)
     assert batch.sizes == Batch({"s": two}, {"s": range(len(two))}).sizes
-    seen = {}
+    labels_of = {}
     for micro in batch.split(micro_tokens):
         assert micro.items == 1 or micro.tokens.input_ids.numel() <= micro_tokens
         for at, item in enumerate(micro.index.tolist()):
             for side in range(2):
                 labels = micro.tokens.target[micro.tokens.row == 2 * at + side]
-                seen[item, side] = tuple(labels.tolist())
-    assert seen == {(i, side): two[i][side].completion for i in range(len(two)) for side in range(2)}
+                labels_of[item, side] = tuple(labels.tolist())
+    assert labels_of == {(i, side): two[i][side].completion for i in range(len(two)) for side in range(2)}
 
 
 def test_a_branch_joins_where_that_is_cheaper_than_a_row_of_its_own():
     rule = Packing(attention=768, share=8)
     assert rule.joins(width=300, shared=250, own=50)
-    assert not rule.joins(width=300, shared=7, own=1)  # too little to make a mask for
+    assert not rule.joins(width=300, shared=7, own=1)  # saves too little to be worth a mask
     assert not rule.joins(width=300, shared=20, own=280)  # masked attention costs more than 20 tokens
-    assert not rule.joins(width=8000, shared=200, own=100)  # the tree has grown too wide
+    assert not rule.joins(width=8000, shared=200, own=100)  # the tree is too wide
     rows_ = [TokenizedExample(text(250, 0), text(100, n)) for n in range(40)]
     trees = packing.trees(rows_, rule)
     assert 1 < len(trees) < 20 and sum(len(t.paths) for t in trees) == 40
@@ -174,9 +174,9 @@ def test_a_prefix_of_many_rows_is_planned_to_run_once_and_predicts_no_label():
         assert tokens < 30 * 30 + (0 if rule else 90 * 22)
         for tree in run.trees:
             assert tree.position.min() == 200
-            for row, spots in tree.paths:
-                assert tuple(tree.ids[spots]) == packing.read(given_rows[row])[200:]
-    # All of these share all of their prompt: its last token predicts and is run with the branches.
+            for row, positions in tree.paths:
+                assert tuple(tree.ids[positions]) == packing.read(given_rows[row])[200:]
+    # All of these share their whole prompt: its last token predicts, so it runs with the branches.
     (run,) = packing.plan([TokenizedExample(text(100, 0), text(5, n)) for n in range(3)], None)
     assert len(run.prefix) == 99
     own = packing.plan([r for i in range(5) for r in choices(1, 200, 20, seed=50 * i)], None)
@@ -185,14 +185,14 @@ def test_a_prefix_of_many_rows_is_planned_to_run_once_and_predicts_no_label():
 
 @given(given_rows=some, tree=st.booleans(), prefix=st.integers(1, 4))
 def test_a_plan_holds_every_row_once(given_rows, tree, prefix):
-    found = {}
+    results = {}
     for run in packing.plan(given_rows, EAGER if tree else None, prefix):
         for t in run.trees:
-            for row, spots in t.paths:
-                assert row not in found
-                found[row] = run.prefix + tuple(t.ids[spots])
-                assert len(spots) >= len(given_rows[row].completion)  # every label is predicted here
-    assert found == {i: packing.read(r) for i, r in enumerate(given_rows)}
+            for row, positions in t.paths:
+                assert row not in results
+                results[row] = run.prefix + tuple(t.ids[positions])
+                assert len(positions) >= len(given_rows[row].completion)  # every label is predicted here
+    assert results == {i: packing.read(r) for i, r in enumerate(given_rows)}
 
 
 # --- training --------------------------------------------------------------------------------
@@ -218,12 +218,12 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(kind, checkpointi
     assert (micro.tokens.source is not None) == (kind == "t5")
     if kind in TREES:
         assert len(micro.tokens.input_ids) == len(items)
-    if checkpointing and kind != "mamba":  # which knows none
+    if checkpointing and kind != "mamba":  # which has none
         model.module.gradient_checkpointing_enable()
         model.module.train()
-    got = forward.tokens(model, micro.tokens)["logp"]
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    assert_same_gradients(gradients(model, (weight * got).sum()), theirs)
+    actual = forward.tokens(model, micro.tokens)["logp"]
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert_same_gradients(gradients(model, (weight * actual).sum()), theirs)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -238,10 +238,10 @@ def test_packed_rows_see_nothing_of_each_other(kind, attention, wide):
     flat = [r for item in items for r in item]
     micro = micro_of(model, items, Packing(attention=10**4, pack=True))
     assert len(micro.tokens.input_ids) < len(items) + 2
-    got = forward.tokens(model, micro.tokens)["logp"]
+    actual = forward.tokens(model, micro.tokens)["logp"]
     expected = plain_logp(model, flat)
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
-    assert_same_gradients(gradients(model, got.sum()), gradients(model, expected.sum()))
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+    assert_same_gradients(gradients(model, actual.sum()), gradients(model, expected.sum()))
 
 
 def test_other_attention_kernels_take_the_plain_path():
@@ -269,16 +269,16 @@ def test_trees_work_in_half_precision_and_under_autocast(dtype):
 
 @pytest.mark.parametrize("kind", ["llama", "bloom", "t5"])
 def test_sums_over_all_tokens_and_references_are_those_of_plain_rows(kind, wide):
-    """The reference is of another type, which takes no tree."""
+    """The reference has another architecture, which does not support trees."""
     model, items = double(kind), pairs()
     reference = double("bloom" if kind != "t5" else "t5", seed=1)
     packing = forward.packing_of(model)
     for everywhere in (False, True):
         values = [
             language.token_mean(
-                model, micro_of(model, items, how), token_functions.kl_from, reference=reference, everywhere=everywhere
+                model, micro_of(model, items, plan), token_functions.kl_from, reference=reference, everywhere=everywhere
             )
-            for how in (packing, None)
+            for plan in (packing, None)
         ]
         torch.testing.assert_close(values[0].sum, values[1].sum, rtol=1e-10, atol=0)
         assert values[0].per == values[1].per and float(values[0].sum.detach()) > 1
@@ -303,7 +303,7 @@ def test_labels_at_one_position_have_no_dense_form():
 
 
 def scored(model, given_rows, **more):
-    """Log-probs in the order of the rows, and how many physical tokens ran in the batches."""
+    """Return log-probs in row order, and how many physical tokens ran in the batches."""
     out, tokens = [None] * len(given_rows), 0
     for group, batch, values in forward.score(model, given_rows, **more):
         tokens += batch.input_ids.numel()
@@ -317,7 +317,7 @@ def scored(model, given_rows, **more):
 @pytest.mark.parametrize(("kind", "budget"), [*((k, 150) for k in KINDS), ("llama", 8192), ("t5", 8192)])
 def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     model = double(kind)
-    # Demonstrations all items share; an item with demonstrations of its own; a row like no other; one twice.
+    # Demonstrations shared by all items; an item with its own demonstrations; a row like no other; a duplicate.
     given_rows = (
         choices(4 if kind in ("mamba", "t5") else 12, 70, 9)
         + choices(1, 90, 5, seed=7)
@@ -327,10 +327,10 @@ def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
     prefilled = []
     prefill = prefix.prefill
     monkeypatch.setattr(prefix, "prefill", lambda m, run: (prefilled.append(len(run)), prefill(m, run))[1])
-    if kind in TREES:  # narrow trees, so that several hang from the prefix
+    if kind in TREES:  # narrow trees, so that several start from the prefix
         monkeypatch.setattr(forward, "packing_of", lambda m: Packing(attention=100))
-    got, tokens = scored(model, given_rows, batch_tokens=budget)
-    torch.testing.assert_close(got, plain_logp(model, given_rows).detach(), rtol=1e-10, atol=1e-10)
+    actual, tokens = scored(model, given_rows, batch_tokens=budget)
+    torch.testing.assert_close(actual, plain_logp(model, given_rows).detach(), rtol=1e-10, atol=1e-10)
     alone = sum(r.size - 1 for r in given_rows)
     if kind in ("mamba", "t5"):
         assert not prefilled
@@ -341,9 +341,9 @@ def test_scores_are_those_of_each_row_alone(kind, budget, monkeypatch, wide):
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "mamba", "t5"])
 def test_scores_in_float32_are_as_near_as_plain_ones(kind):
     model, given_rows = tiny(kind), choices(8 if kind in ("mamba", "t5") else 30, 100, 9)
-    got, _ = scored(model, given_rows)
+    actual, _ = scored(model, given_rows)
     with torch.no_grad():
-        torch.testing.assert_close(got, plain_logp(model, given_rows), rtol=0, atol=1e-5)
+        torch.testing.assert_close(actual, plain_logp(model, given_rows), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("budget", [40, 8192])
@@ -353,11 +353,11 @@ def test_an_encoder_reads_each_prompt_once(budget, wide):
     model.module.get_encoder().register_forward_pre_hook(
         lambda m, a, k: read.append(len(k["input_ids"])), with_kwargs=True
     )
-    got, _ = scored(model, given_rows, batch_tokens=8192)
+    actual, _ = scored(model, given_rows, batch_tokens=8192)
     assert sum(read) == 6
     again, _ = scored(model, given_rows, batch_tokens=budget)
     expected = plain_logp(model, given_rows).detach()
-    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(again, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -385,11 +385,13 @@ def test_lora_is_part_of_every_path(kind, wide):
     assert (expected - before).abs().max() > 0.01
     packing = forward.packing_of(model)
     assert (packing is not None) == (kind in TREES)
-    got = forward.tokens(model, micro_of(model, items, packing).tokens)["logp"]
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-    assert_same_gradients(gradients(model, got.sum()), gradients(model, expected.sum()), 1e-9)
-    many = choices(6, 70, 9)
-    torch.testing.assert_close(scored(model, many)[0], plain_logp(model, many).detach(), rtol=1e-9, atol=1e-9)
+    actual = forward.tokens(model, micro_of(model, items, packing).tokens)["logp"]
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+    assert_same_gradients(gradients(model, actual.sum()), gradients(model, expected.sum()), 1e-9)
+    shared_rows = choices(6, 70, 9)
+    torch.testing.assert_close(
+        scored(model, shared_rows)[0], plain_logp(model, shared_rows).detach(), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("how", ["prompt", "prefix"])
@@ -405,7 +407,7 @@ def test_learned_prompts_take_the_plain_path_through_their_own_forward(kind, how
             p.copy_(torch.randn_like(p))
     flat = [r for item in items for r in item]
     assert forward.packing_of(model) is None
-    got = forward.tokens(model, micro_of(model, items, None).tokens)["logp"]
+    actual = forward.tokens(model, micro_of(model, items, None).tokens)["logp"]
     expected = []
     for head, completion in flat:
         if kind == "t5":
@@ -418,8 +420,8 @@ def test_learned_prompts_take_the_plain_path_through_their_own_forward(kind, how
             whole = torch.tensor([head + completion])
             logits = module(input_ids=whole, attention_mask=torch.ones_like(whole)).logits[0, -len(completion) - 1 : -1]
         expected.append(logits.log_softmax(-1)[range(len(completion)), torch.tensor(completion)])
-    torch.testing.assert_close(got, torch.cat(expected), rtol=0, atol=2e-5)
-    got.sum().backward()
+    torch.testing.assert_close(actual, torch.cat(expected), rtol=0, atol=2e-5)
+    actual.sum().backward()
     assert any(p.grad is not None and float(p.grad.abs().max()) > 0 for p in module.prompt_encoder.parameters())
     with torch.no_grad():
         torch.testing.assert_close(scored(model, flat)[0], torch.cat(expected), rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""A model whose layers lie over two processes from load to save: the same losses, samples, scores and weights."""
+"""A model whose layers are split over two processes from load to save: the same losses, samples, scores, weights."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ KINDS = ("llama", "gpt2", "t5", "bare gpt2")
 
 
 class Held(TorchDispatchMode):
-    """Counts the bytes of tensors that this process holds at once."""
+    """Tracks the bytes of tensors that this process holds at once."""
 
     def __init__(self):
         super().__init__()
@@ -39,16 +39,16 @@ class Held(TorchDispatchMode):
         if DTensor in types:
             return NotImplemented
         out = func(*args, **(kwargs or {}))
-        for made in tree_leaves(out):
-            if isinstance(made, torch.Tensor) and made.device.type == "cpu":
-                storage = made.untyped_storage()
+        for result in tree_leaves(out):
+            if isinstance(result, torch.Tensor) and result.device.type == "cpu":
+                storage = result.untyped_storage()
                 self.live[storage._cdata] = storage
         self.most = max(self.most, sum(storage.nbytes() for storage in list(self.live.values())))
         return out
 
 
 def taught(start, out, parallel):
-    """Methods on one model: scores before, and those of what was taught, with an answer; all saved in `out`."""
+    """Run methods on one model: scores before and after training, with an answer; all saved in `out`."""
     model = load(start, device="cpu", dtype="float64", parallel=parallel)
     before = model.fingerprint()
     fit = FIT.replace(parallel=parallel)
@@ -60,22 +60,22 @@ def taught(start, out, parallel):
         "spin again": lambda: alignment.spin(model, WORLD.forget, **rounds),  # from its folder
         "lora": lambda: baselines.sft(model, WORLD.forget, fit=fit.replace(lora=4)),
     }
-    told = {"start": [before, *(s.logp for s in model.score(PAIRS))]}
+    scores = {"start": [before, *(s.logp for s in model.score(PAIRS))]}
     for name, teach in results.items():
-        made = teach().models["model"]
-        assert spread.lies(made.module) == (parallel != "ddp")
-        made.save(f"{out}/{name}")
-        told[name] = [*(s.logp for s in made.score(PAIRS)), made.answer(PAIRS[0][0], 8)]
+        result = teach().models["model"]
+        assert spread.lies(result.module) == (parallel != "ddp")
+        result.save(f"{out}/{name}")
+        scores[name] = [*(s.logp for s in result.score(PAIRS)), result.answer(PAIRS[0][0], 8)]
     adapted = load(f"{out}/lora", device="cpu", dtype="float64", parallel=parallel)  # on its start model
     again = baselines.sft(adapted, WORLD.forget, fit=fit).models["model"]  # merged first
     again.save(f"{out}/merged")
     assert model.fingerprint() == before
-    return told
+    return scores
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder with start models of several kinds; the last one names its weights as GPT-2's own checkpoints do."""
+    """A folder with start models of several kinds; the last one has weight names as in GPT-2's own checkpoints."""
     root = tmp_path_factory.mktemp("parted")
     tokenizer = build.train_tokenizer([f"{r.prompt} {r.completion}" for r in WORLD.forget + WORLD.retain], 300)
     for kind in KINDS[:3]:
@@ -90,26 +90,26 @@ def root(tmp_path_factory):
 
 
 def several(root):
-    """All of it in these processes: what was taught, weights as they are loaded, and what is refused."""
-    told = taught(root / "llama", root / "two", "fsdp2")
+    """Run everything in these processes: training, loading weights, and refusals."""
+    trained = taught(root / "llama", root / "two", "fsdp2")
     whole = {}
     for kind in KINDS:
         model = load(root / kind, device="cpu", parallel="hsdp")  # one node
         assert spread.lies(model.module)
         whole[kind] = spread.handed(model.module)
         whole[kind] |= dict(model.module.named_buffers())
-    return told, whole, refused(root), held(root / "deep")
+    return trained, whole, refused(root), held(root / "deep")
 
 
 def refused(root):
-    """Lines of what cannot be."""
+    """Return the messages of unsupported cases."""
     model, lines = load(root / "llama", device="cpu", parallel="fsdp2"), []
     other = load(root / "llama", device="cpu", parallel="fsdp2")
 
     def meets(call):
-        with pytest.raises(UserError) as found:
+        with pytest.raises(UserError) as holder:
             call()
-        lines.append(str(found.value))
+        lines.append(str(holder.value))
 
     ids = {"input_ids": torch.ones((1, 4), dtype=torch.long)}
     meets(lambda: model.module(**ids))  # outside of no_grad
@@ -122,7 +122,7 @@ def refused(root):
 
 @pytest.fixture(scope="module")
 def two(root):
-    """What two processes made."""
+    """The results of two processes."""
     (root / "two").mkdir()
     return processes.run(2, several, root, patience=300)
 
@@ -130,13 +130,13 @@ def two(root):
 def test_what_is_taught_is_what_one_process_teaches(root, two):
     (root / "one").mkdir()
     own = taught(root / "llama", root / "one", "ddp")
-    for told, *_ in two:
-        assert told["start"][0] == own["start"][0]
+    for results, *_ in two:
+        assert results["start"][0] == own["start"][0]
         for name, (*scores, answer) in own.items():
-            *theirs, said = told[name]
+            *theirs, reply = results[name]
             if name == "start":
-                scores, theirs, answer, said = scores[1:], theirs[1:], 0, 0
-            assert said == answer and theirs == pytest.approx(scores, abs=1e-10)
+                scores, theirs, answer, reply = scores[1:], theirs[1:], 0, 0
+            assert reply == answer and theirs == pytest.approx(scores, abs=1e-10)
     for name in ("sft", "npo", "spin", "spin again", "merged"):
         mine, other = (AutoModelForCausalLM.from_pretrained(root / n / name, dtype="auto") for n in ("one", "two"))
         for p, q in zip(mine.parameters(), other.parameters(), strict=True):
@@ -146,10 +146,10 @@ def test_what_is_taught_is_what_one_process_teaches(root, two):
 def test_parts_are_those_of_the_whole(root, two):
     for kind in KINDS:
         model = load(root / kind, device="cpu").module
-        wanted = model.state_dict() | dict(model.named_buffers())
+        expected = model.state_dict() | dict(model.named_buffers())
         (_, whole, *_), (_, rest, *_) = two
-        assert set(whole[kind]) == set(wanted) > set(rest[kind])
-        assert all(torch.equal(whole[kind][name], value) for name, value in wanted.items())
+        assert set(whole[kind]) == set(expected) > set(rest[kind])
+        assert all(torch.equal(whole[kind][name], value) for name, value in expected.items())
 
 
 def test_what_would_be_wrong_in_silence_is_told(two):
@@ -160,31 +160,31 @@ def test_what_would_be_wrong_in_silence_is_told(two):
 
 
 def held(start):
-    """The most bytes held while a model is loaded and scored, and from its loading on until it is taught and scored.
+    """Return the peak bytes while a model is loaded and scored, and from loading until it is trained and scored.
 
-    And what a dry run says of the latter.
+    Also return a dry run's estimate of the latter.
     """
     most = []
     for steps in (0, 2):
-        with Held() as counted, pytest.MonkeyPatch.context() as patch:
+        with Held() as counter, pytest.MonkeyPatch.context() as patch:
             patch.setattr("didact.models.head.CHUNK", 1 << 10)
             model = load(start, device="cpu", parallel="fsdp2")
             if steps:
                 model = baselines.sft(model, WORLD.forget, fit=LONG).models["model"]
             model.score(PAIRS[:1])
-        most.append(counted.most)
-    told = footprint.of(load(start, device="cpu"), LONG, 16)
-    return *most, told["total"] - told["process"]
+        most.append(counter.most)
+    estimate = footprint.of(load(start, device="cpu"), LONG, 16)
+    return *most, estimate["total"] - estimate["process"]
 
 
 def test_no_process_holds_the_model(root, two):
-    """But its half and less than four layers more; in training what the planner says, beside the start."""
+    """Only its half plus less than four layers; in training the planner's estimate, beside the start."""
     model = load(root / "deep", device="cpu")
     job = planner.Job(shape.of(model.config), ClusterSpec(gpus=2), 2, memory.POLICIES["fp32"], fused=False)
-    told = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())
+    estimate = sum(planner.estimate(job, Layout(dp=2, micro=1, batch=2, zero=3)).memory.values())
     size = 4 * model.parameters
     layers = 4 * sum(p.numel() for p in spread.layers(model.module)[0].parameters())
-    for *_, (used, trained, dry) in two:
-        assert used < size / 2 + 4 * layers < size
-        assert trained == pytest.approx(told + size / 2, rel=0.15)
-        assert trained < dry < 1.25 * trained  # at most: it has the heap's share, which is not counted here
+    for *_, (loading, trained, dry) in two:
+        assert loading < size / 2 + 4 * layers < size
+        assert trained == pytest.approx(estimate + size / 2, rel=0.15)
+        assert trained < dry < 1.25 * trained  # at most: the estimate includes the heap, which is not counted here

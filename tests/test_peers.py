@@ -1,4 +1,4 @@
-"""Files as other libraries' examples have them: read as those mean them, with nothing lost and nothing bad learnt."""
+"""Files in other libraries' formats: read as those libraries read them, without losing fields or learning bad rows."""
 
 import json
 
@@ -24,7 +24,7 @@ def said(text, **more):
 
 
 @pytest.mark.parametrize(
-    "row, asked",
+    "row, as_chat",
     [
         ({"instruction": ASKED, "input": "", "output": SAID, "system": "Be short.", "history": [["Hi", "Ho"]]}, True),
         ({"prompt": [USER], "completion": SAID, "system": "Be short.", "history": [["Hi", "Ho"]]}, True),
@@ -35,10 +35,10 @@ def said(text, **more):
         ({"prompt": ASKED, "completion": SAID, "system": "", "history": []}, False),
     ],
 )  # fmt: skip
-def test_a_system_message_and_history_beside_a_prompt_are_its_first_turns(tmp_path, row, asked):
+def test_a_system_message_and_history_beside_a_prompt_are_its_first_turns(tmp_path, row, as_chat):
     (demo,) = read(write(tmp_path, row))
     assert demo.completion == SAID
-    assert (list(demo.prompt.turns) == [SYSTEM, *HI, USER]) if asked else demo.prompt == ASKED
+    assert (list(demo.prompt.turns) == [SYSTEM, *HI, USER]) if as_chat else demo.prompt == ASKED
 
 
 @pytest.mark.parametrize(

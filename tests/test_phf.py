@@ -1,4 +1,4 @@
-"""Every objective is plain pre-training where its scores say nothing; the good token is asked with, and writes good."""
+"""Objectives reduce to plain pre-training where scores are uninformative; the good token steers to good text."""
 
 import dataclasses
 import math
@@ -86,10 +86,10 @@ def test_every_label_token_bears_the_score_of_its_segment(documents, length):
     tokenizer = byte_tokenizer()
     rows, scores = encode.scored_windows(tokenizer, documents, length, end=0.5)
     flat = [t for r in rows for t in r.completion]
-    told = [s for row in scores for s in row]
-    wanted = [(i, s) for d in documents for t, s in [*d, (None, 0.5)]
+    all_scores = [s for row in scores for s in row]
+    expected = [(i, s) for d in documents for t, s in [*d, (None, 0.5)]
               for i in ([tokenizer.eos_token_id] if t is None else tokenizer(t)["input_ids"])]  # fmt: skip
-    assert list(zip(flat, told, strict=True)) == wanted
+    assert list(zip(flat, all_scores, strict=True)) == expected
     assert list(rows) == encode.windows(tokenizer, ["".join(t for t, _ in d) for d in documents], length)
 
 
@@ -117,7 +117,7 @@ def test_what_scores_do_not_touch_is_plain_pre_training():
 
 
 def test_without_a_token_before_any_segment_conditional_is_plain():
-    model = vocabulary.with_tokens(tiny("llama"), MARKS)  # so that both heads have as many rows
+    model = vocabulary.with_tokens(tiny("llama"), MARKS)  # so that both heads have the same number of rows
     assert losses(taught("conditional", model, drop=1.0)) == losses(taught("mle", model))
 
 
@@ -146,14 +146,14 @@ def test_the_value_head_learns():
     assert losses(result, "value")[-1] < 0.5 * losses(result, "value")[0]
 
 
-@pytest.mark.parametrize(("limit", "good"), [(-math.inf, 3), (-0.25, 2), (0.0, 1), (1.0, 0)])
-def test_the_threshold_itself_is_aligned_and_every_segment_has_one_more_label(limit, good):
+@pytest.mark.parametrize(("limit", "aligned"), [(-math.inf, 3), (-0.25, 2), (0.0, 1), (1.0, 0)])
+def test_the_threshold_itself_is_aligned_and_every_segment_has_one_more_label(limit, aligned):
     document = [(s.text, s.score) for s in TEXTS[0].segments]
-    (made,) = segments.marked([document], limit, MARKS, 0.0, seed=0)
-    assert [t for t, _ in made if t in MARKS].count(MARKS[0]) == good
+    (result,) = segments.marked([document], limit, MARKS, 0.0, seed=0)
+    assert [t for t, _ in result if t in MARKS].count(MARKS[0]) == aligned
     model = vocabulary.with_tokens(tiny("llama"), MARKS)
     count = [
-        sum(len(r.completion) for r in encode.scored_windows(model.tokenizer, [d], 24)[0]) for d in (document, made)
+        sum(len(r.completion) for r in encode.scored_windows(model.tokenizer, [d], 24)[0]) for d in (document, result)
     ]
     assert count[1] == count[0] + 3
 
@@ -173,7 +173,7 @@ def test_filtering_takes_as_many_steps_as_all_would():
     assert both[1].findings["kept"] == 6
 
 
-# --- what comes out --------------------------------------------------------------------------
+# --- results ---------------------------------------------------------------------------------
 
 LINES = [doc(*((("ab\n", 0.0), ("cd\n", -1.0))[(i + j) % 2] for j in range(4))) for i in range(40)]
 
@@ -186,8 +186,8 @@ def conditional(request):
 
 def share_bad(model, mark):
     cue = model.tokenizer.convert_tokens_to_ids([model.tokenizer.eos_token, mark])
-    how = generate.SamplingConfig(max_new_tokens=4, temperature=1.0, rows=64)
-    return sum("c" in c[0].text for c in generate.completions(model, [cue] * 64, 1, how)) / 64
+    config = generate.SamplingConfig(max_new_tokens=4, temperature=1.0, rows=64)
+    return sum("c" in c[0].text for c in generate.completions(model, [cue] * 64, 1, config)) / 64
 
 
 def test_each_token_calls_for_its_own(conditional):
@@ -199,28 +199,29 @@ def test_a_saved_model_is_asked_as_it_was_taught(conditional, tmp_path):
     again = load.load(tmp_path, device="cpu")
     assert again.condition == Condition(after=MARKS[0], banned=MARKS[1:])
     assert again.module.generation_config.suppress_tokens == vocabulary.ids(again, MARKS[1:])
-    how = generate.SamplingConfig(max_new_tokens=9, temperature=1.0, seed=4)
+    config = generate.SamplingConfig(max_new_tokens=9, temperature=1.0, seed=4)
     texts = ["ab\n", "", "x"]
-    assert generate.sample(again, texts, 2, how) == generate.sample(conditional, texts, 2, how)
-    asked = [[*encode.prompt_ids(again.tokenizer, t, "causal"), *again.tokenizer.convert_tokens_to_ids([MARKS[0]])]
+    assert generate.sample(again, texts, 2, config) == generate.sample(conditional, texts, 2, config)
+    prompts = [[*encode.prompt_ids(again.tokenizer, t, "causal"), *again.tokenizer.convert_tokens_to_ids([MARKS[0]])]
              for t in texts]  # fmt: skip
-    assert generate.completions(again, asked, 2, how) == generate.completions(again, texts, 2, how)
+    assert generate.completions(again, prompts, 2, config) == generate.completions(again, texts, 2, config)
     assert language_models.of(again).generate(texts, 9) == [[t] for t in generate.generate(again, texts, 9)]
 
 
 def test_a_banned_token_is_never_said_and_the_log_prob_stays_the_models_own(conditional):
-    never = conditional.tokenizer.convert_tokens_to_ids(MARKS[1])
+    banned = conditional.tokenizer.convert_tokens_to_ids(MARKS[1])
     free = load.Model(conditional.module, conditional.processor, "causal")
-    how = generate.SamplingConfig(max_new_tokens=24, temperature=1.0)
+    config = generate.SamplingConfig(max_new_tokens=24, temperature=1.0)
     start = [[conditional.tokenizer.eos_token_id]] * 32
-    said = [
-        [never in c.tokens for row in generate.completions(m, start, 1, how) for c in row] for m in (conditional, free)
+    completions = [
+        [banned in c.tokens for row in generate.completions(m, start, 1, config) for c in row]
+        for m in (conditional, free)
     ]
-    assert not any(said[0])
-    assert any(said[1])
+    assert not any(completions[0])
+    assert any(completions[1])
     beams = generate.SamplingConfig(max_new_tokens=12, beams=3)
-    assert not any(never in c.tokens for row in generate.completions(conditional, start[:2], 3, beams) for c in row)
-    ((one,),) = generate.completions(conditional, start[:1], 1, how)
+    assert not any(banned in c.tokens for row in generate.completions(conditional, start[:2], 3, beams) for c in row)
+    ((one,),) = generate.completions(conditional, start[:1], 1, config)
     total, _ = forward.row_logp(conditional, [encode.TokenizedExample(tuple(start[0]), one.tokens)])
     assert one.logp == pytest.approx(float(total[0]), abs=1e-3)
 
@@ -251,22 +252,22 @@ def test_what_is_taught_from_a_conditional_model_is_asked_plainly(conditional):
 def test_new_tokens_begin_near_the_mean_of_the_old(kind, tied):
     model = tiny(kind, tied=tied)
     old = model.module.get_input_embeddings().weight.detach().clone()
-    made = vocabulary.with_tokens(model, MARKS)
-    for table in (made.module.get_input_embeddings(), made.module.get_output_embeddings()):
+    result = vocabulary.with_tokens(model, MARKS)
+    for table in (result.module.get_input_embeddings(), result.module.get_output_embeddings()):
         new, before = table.weight[-2:], table.weight[:-2]
         assert torch.allclose(new, before.mean(0).expand_as(new), atol=0.06)
         assert not torch.equal(new[0], new[1])
-    assert torch.equal(made.module.get_input_embeddings().weight[:-2], old)
-    assert made.tokenizer("a<|aligned|>b", add_special_tokens=False)["input_ids"][1] == len(old)
+    assert torch.equal(result.module.get_input_embeddings().weight[:-2], old)
+    assert result.tokenizer("a<|aligned|>b", add_special_tokens=False)["input_ids"][1] == len(old)
     assert len(model.tokenizer) == len(old)
-    twice = vocabulary.with_tokens(made, MARKS, seed=9)
-    assert torch.equal(twice.module.get_input_embeddings().weight, made.module.get_input_embeddings().weight)
+    twice = vocabulary.with_tokens(result, MARKS, seed=9)
+    assert torch.equal(twice.module.get_input_embeddings().weight, result.module.get_input_embeddings().weight)
 
 
 def test_a_condition_stands_around_a_conversation():
-    told = Messages([{"role": "user", "content": "hi"}])
+    talk = Messages([{"role": "user", "content": "hi"}])
     condition = Condition(before="Be kind. ", after="Kindly:")
-    ids = encode.prompt_ids(byte_tokenizer(), told, "causal", condition)
+    ids = encode.prompt_ids(byte_tokenizer(), talk, "causal", condition)
     assert byte_tokenizer().decode(ids) == "System: Be kind.\nUser: hi\nAssistant: Kindly:"
     assert byte_tokenizer().decode(encode.prompt_ids(byte_tokenizer(), "Say:", "seq2seq", condition)) == (
         "Be kind. Say: Kindly:"
@@ -286,13 +287,13 @@ def test_sentences():
 
 
 def test_a_scorer_wins_over_the_texts_own_scores():
-    found = segments.scored(TEXTS[:1], functions.scorer(lambda texts: [len(t) for t in texts]), "lines")
-    assert found == [[(s.text, len(s.text)) for s in TEXTS[0].segments]]
+    scores = segments.scored(TEXTS[:1], functions.scorer(lambda texts: [len(t) for t in texts]), "lines")
+    assert scores == [[(s.text, len(s.text)) for s in TEXTS[0].segments]]
     assert segments.scored([Text(text="a\nb", score=1.0)], None, "lines") == [[("a\nb", 1.0)]]
 
 
 @pytest.mark.parametrize(
-    ("texts", "options", "told"),
+    ("texts", "options", "message"),
     [
         ([Text(text="x")], {}, "record 1 has neither"),
         ([Text(text="")], {}, "no text"),
@@ -304,8 +305,8 @@ def test_a_scorer_wins_over_the_texts_own_scores():
         (TEXTS, {"score": lambda texts: [float("nan")] * len(texts)}, "gave NaN"),
     ],
 )
-def test_bad_input_is_one_line(texts, options, told):
-    with pytest.raises(UserError, match=told):
+def test_bad_input_is_one_line(texts, options, message):
+    with pytest.raises(UserError, match=message):
         taught(texts=texts, **options)
 
 
@@ -328,12 +329,12 @@ def test_what_is_written_unasked_is_scored_against_the_threshold(conditional):
     free = load.Model(conditional.module, conditional.processor, "causal")
     options = {"score": spotless, "split": "lines", "threshold": 0.0}
     scoring = Scoring(records={"texts": LINES}, start=free, options=options)
-    told, plain = (protocols.named("written").score(m, scoring) for m in (conditional, free))
-    assert told["misaligned"].value < 0.2 < plain["misaligned"].value and told["score"].value > plain["score"].value
+    scores, plain = (protocols.named("written").score(m, scoring) for m in (conditional, free))
+    assert scores["misaligned"].value < 0.2 < plain["misaligned"].value and scores["score"].value > plain["score"].value
     texts = protocols.named("written")
     quantile = dataclasses.replace(scoring, options={**options, "threshold": "q1"}, _kept={})
     assert texts.score(free, quantile)["misaligned"].value == plain["misaligned"].value  # the best segments score 0
-    assert not texts.score(free, dataclasses.replace(scoring, options={}))  # nobody to score them
+    assert not texts.score(free, dataclasses.replace(scoring, options={}))  # no scorer
 
 
 def test_the_worlds_rule_its_rate_and_its_entropy():

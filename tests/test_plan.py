@@ -1,4 +1,4 @@
-"""The planner against the papers' numbers, and against what torch counts, keeps and does."""
+"""The planner against the papers' numbers, and against torch's counts, saved tensors and schedules."""
 
 import dataclasses
 import itertools
@@ -35,7 +35,8 @@ CONFIGS = {
     "opt": hf.OPTConfig(**SHAPE, ffn_dim=512, word_embed_proj_dim=64, max_position_embeddings=128),
     "gemma3": hf.Gemma3TextConfig(**ROPE, num_key_value_heads=2, head_dim=32, sliding_window=128),
 }  # fmt: skip
-DENSE = [name for name in CONFIGS if name != "mixtral"]  # torch counts no product of a mixture's experts
+# torch does not count the matrix products of a mixture's experts
+DENSE = [name for name in CONFIGS if name != "mixtral"]
 
 
 def built(name, **how):
@@ -69,11 +70,11 @@ def test_activations_of_a_layer(tp, sp, recompute, size):
 
 @pytest.mark.parametrize(("gpus", "seconds", "rate"), [(2240, 60.1, 126), (2800, 50.2, 121), (3360, 44.4, 113)])
 def test_rates_of_mt_nlg_by_its_seconds(gpus, seconds, rate):
-    done = work.flops(MT, 1920, "full").hardware
-    assert done / (gpus * seconds) / 1e12 == pytest.approx(rate, abs=0.7)
+    flops = work.flops(MT, 1920, "full").hardware
+    assert flops / (gpus * seconds) / 1e12 == pytest.approx(rate, abs=0.7)
     h, s, layers = 20480, 2048, 105
     formula = 96 * 1920 * s * layers * h**2 * (1 + s / (6 * h) + 51200 / (16 * layers * h))
-    assert done == pytest.approx(formula, rel=1e-12)
+    assert flops == pytest.approx(formula, rel=1e-12)
 
 
 def test_recomputing_costs_a_third_more_where_the_vocabulary_is_small():
@@ -96,9 +97,9 @@ def test_the_bubble_of_mt_nlg(dp, share):
 
 def test_the_planner_lays_mt_nlg_out_as_its_authors_did_and_predicts_their_seconds():
     job = planner.Job(MT, spec.ClusterSpec(gpus=2240), 1920, memory.POLICIES["20"], fused=False)
-    found = planner.plan(job)
-    best = found.best
-    assert any(line.startswith("pp 7 instead of 35: does not fit") for line in planner.why(found))
+    result = planner.plan(job)
+    best = result.best
+    assert any(line.startswith("pp 7 instead of 35: does not fit") for line in planner.why(result))
     assert (best.layout.pp, best.layout.dp, best.layout.tp, best.layout.micro) == (35, 8, 8, 1)
     theirs = Layout(pp=35, dp=8, tp=8, micro=1, batch=1920, recompute="full")
     assert planner.estimate(job, theirs).step == pytest.approx(60.1, rel=0.02)
@@ -150,7 +151,7 @@ def test_zero_and_bubbles_at_their_limits():
     assert reduces == 4 * 105 * 2 * 2048 * 20480 * 2 * 2 * 7 / 8
 
 
-# --- what torch has --------------------------------------------------------------------------
+# --- against torch ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -162,7 +163,7 @@ def test_parameters_are_exactly_those_of_the_built_model(name):
     ("name", "pp", "tp"), [("gpt2", 1, 2), ("gpt2", 2, 2), ("gpt2", 4, 4), ("llama", 2, 4), ("gpt_neox", 2, 2)]
 )
 def test_parameters_of_every_rank_are_those_of_the_tensors_it_would_hold(name, pp, tp):
-    """Every weight is cut by its place: column-parallel by outputs, row-parallel by inputs, whole otherwise."""
+    """Every weight is split by its role: column-parallel by outputs, row-parallel by inputs, whole otherwise."""
     module, model = built(name), spec_of(name)
     padded = spec.padded(model, tp)
     assert padded % (128 * tp) == 0 <= padded - 1000 < 128 * tp
@@ -171,8 +172,8 @@ def test_parameters_of_every_rank_are_those_of_the_tensors_it_would_hold(name, p
         for n, p in module.named_parameters(remove_duplicate=False):
             block = next((int(part) for part in n.split(".") if part.isdigit()), None)
             first = any(f".{word}." in n for word in ("wte", "wpe", "embed_tokens", "embed_in"))
-            where = block // (4 // pp) if block is not None else 0 if first else pp - 1
-            if where != stage or (n == "lm_head.weight" and model.tied and pp == 1):
+            owner = block // (4 // pp) if block is not None else 0 if first else pp - 1
+            if owner != stage or (n == "lm_head.weight" and model.tied and pp == 1):
                 continue
             row = n.split(".")[-2] in ("c_proj", "o_proj", "down_proj", "dense", "dense_4h_to_h")
             if n.split(".")[-2] in ("wte", "embed_tokens", "embed_in", "lm_head", "embed_out"):
@@ -204,43 +205,43 @@ def test_state_bytes_are_those_of_a_trained_models_tensors(name):
 def test_operations_are_those_that_torch_counts(name):
     module = built(name)
     ids = torch.zeros((2, 128), dtype=torch.long)
-    with FlopCounterMode(display=False) as counted:
+    with FlopCounterMode(display=False) as counter:
         module(input_ids=ids).logits.sum().backward()
-    assert work.flops(spec_of(name), 2).model == pytest.approx(counted.get_total_flops(), rel=0.01)
+    assert work.flops(spec_of(name), 2).model == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
 def saved(module, rows):
-    """Bytes that the layers of a model leave to the backward pass."""
+    """Return the bytes that the layers of a model save for the backward pass."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
-    found, on = {}, []
+    results, active = {}, []
 
     def seen(x):
-        if on and x.untyped_storage().data_ptr() not in own:
-            found[x.untyped_storage().data_ptr()] = x
+        if active and x.untyped_storage().data_ptr() not in own:
+            results[x.untyped_storage().data_ptr()] = x
         return x
 
     for block in insert.blocks(module):
-        block.register_forward_pre_hook(lambda *_: on.append(1))
-        block.register_forward_hook(lambda *_: on.clear())
+        block.register_forward_pre_hook(lambda *_: active.append(1))
+        block.register_forward_hook(lambda *_: active.clear())
     with torch.autograd.graph.saved_tensors_hooks(seen, lambda x: x):
         module(input_ids=torch.zeros((rows, 128), dtype=torch.long), use_cache=False)
-    return sum(x.untyped_storage().nbytes() for x in found.values())
+    return sum(x.untyped_storage().nbytes() for x in results.values())
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
 def test_activations_by_the_formula_are_within_a_tenth_of_what_is_saved(name):
-    """By the shape alone, float32, no dropout, scores kept."""
+    """From the shape alone, float32, no dropout, attention scores saved."""
     by_shape = dataclasses.replace(spec_of(name), blocks=(), dropout=False)
-    told = memory.activations(by_shape, Layout(micro=2, batch=2), width=4)
-    assert told == pytest.approx(saved(built(name), 2), rel=0.1)
+    estimate = memory.activations(by_shape, Layout(micro=2, batch=2), width=4)
+    assert estimate == pytest.approx(saved(built(name), 2), rel=0.1)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS])
 def test_activations_of_any_models_code_are_within_a_tenth_of_what_is_saved(name):
-    """bfloat16 and fused attention, counted without memory."""
+    """bfloat16 and fused attention, counted without allocating."""
     model = dataclasses.replace(spec_of(name), dropout=False)
-    told = memory.activations(model, Layout(micro=2, batch=2), fused=True)
-    assert told == pytest.approx(saved(built(name, attention="sdpa").to(torch.bfloat16), 2), rel=0.1)
+    estimate = memory.activations(model, Layout(micro=2, batch=2), fused=True)
+    assert estimate == pytest.approx(saved(built(name, attention="sdpa").to(torch.bfloat16), 2), rel=0.1)
 
 
 # --- pipelines -------------------------------------------------------------------------------
@@ -271,27 +272,27 @@ def test_a_stage_holds_as_many_micro_batches_as_the_formula_says(pp, groups, chu
     layout = Layout(pp=pp, batch=pp * groups, chunks=chunks, schedule="gpipe" if gpipe else "1f1b")
     for stage in range(pp):
         held = most = 0
-        for done in pipeline.order(layout, stage):
-            held += -1 if done.backward else 1
+        for item in pipeline.order(layout, stage):
+            held += -1 if item.backward else 1
             most = max(most, held)
         assert most / chunks == memory.inflight(layout, stage)
 
 
 @pytest.mark.parametrize("micros", [2, 4, 8])
 def test_the_bubble_of_stages_that_really_wait_for_each_other(micros):
-    """Threads that sleep for every pass, in the order and after what the schedule says."""
+    """Run threads that sleep for every pass, in the schedule's order and with its dependencies."""
     layout, unit = Layout(pp=3, batch=micros), 0.02
-    done = {(s, p): threading.Event() for s in range(3) for p in pipeline.order(layout, s)}
+    finished = {(s, p): threading.Event() for s in range(3) for p in pipeline.order(layout, s)}
     trace = []
 
     def stage(number):
         for one in pipeline.order(layout, number):
             if need := pipeline.after(layout, number, one):
-                done[need].wait()
-            began = time.monotonic()
+                finished[need].wait()
+            start_time = time.monotonic()
             time.sleep(unit * (2 if one.backward else 1))
-            trace.append(pipeline.Event(number, one, began - start, time.monotonic() - start))
-            done[number, one].set()
+            trace.append(pipeline.Event(number, one, start_time - start, time.monotonic() - start))
+            finished[number, one].set()
 
     start = time.monotonic()
     threads = [threading.Thread(target=stage, args=(n,)) for n in range(3)]
@@ -321,8 +322,8 @@ def test_uneven_stages_are_planned_where_they_are_asked_for():
         planner.plan(job, {"pp": 4})
     uneven = planner.plan(job, {"pp": 4, "uneven": True}).best
     even = planner.estimate(dataclasses.replace(job, model=SMALL), uneven.layout)
-    assert uneven.seconds["tp"] == even.seconds["tp"]  # as slow as its stages of six layers
-    assert even.step < uneven.step < 1.01 * even.step  # one layer fewer, and nothing is gained
+    assert uneven.seconds["tp"] == even.seconds["tp"]  # limited by its stages of six layers
+    assert even.step < uneven.step < 1.01 * even.step  # with one layer fewer nothing is gained
 
 
 # --- the ranking -----------------------------------------------------------------------------
@@ -330,26 +331,26 @@ def test_uneven_stages_are_planned_where_they_are_asked_for():
 
 def test_what_is_ranked_is_legal_fits_and_rises():
     job = planner.Job(SMALL, CLUSTER, 256)
-    found = planner.plan(job)
-    steps = [e.step for e in found.ranked]
-    assert steps == sorted(steps) and len(found.ranked) > 50
-    for e in found.ranked:
+    result = planner.plan(job)
+    steps = [e.step for e in result.ranked]
+    assert steps == sorted(steps) and len(result.ranked) > 50
+    for e in result.ranked:
         assert planner.refusal(job, e.layout) is None and e.layout.ranks == 16 and e.bytes <= CLUSTER.memory
     less = planner.plan(dataclasses.replace(job, cluster=dataclasses.replace(CLUSTER, memory=8 * 2.0**30)))
-    assert 0 < len(less.ranked) < len(found.ranked) and less.best.step >= found.best.step
-    assert all("slower" in line or "does not fit" in line or "as fast" in line for line in planner.why(found))
+    assert 0 < len(less.ranked) < len(result.ranked) and less.best.step >= result.best.step
+    assert all("slower" in line or "does not fit" in line or "as fast" in line for line in planner.why(result))
 
 
 @pytest.mark.parametrize(
-    ("fixed", "said"),
+    ("fixed", "message"),
     [({"tp": 3}, "tp 3 does not divide 16 heads"), ({"tp": 16}, "crosses a node"), ({"pp": 3}, "is not the 16 GPUs"),
      ({"pp": 16, "tp": 1}, "does not divide 24 layers"), ({"zero": 3, "pp": 2}, "with a pipeline"),
      ({"micro": 3}, "does not divide the batch")],
 )  # fmt: skip
-def test_what_is_not_legal_is_said(fixed, said):
-    with pytest.raises(UserError, match="no layout is legal") as caught:
+def test_what_is_not_legal_is_said(fixed, message):
+    with pytest.raises(UserError, match="no layout is legal") as error:
         planner.plan(planner.Job(SMALL, CLUSTER, 256), fixed)
-    assert said in str(caught.value)
+    assert message in str(error.value)
 
 
 def test_a_measured_step_gives_back_its_seconds():
@@ -368,31 +369,33 @@ FIGURES = ["--layers", "24", "--hidden", "2048", "--heads", "16", "--vocab", "50
 
 def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser):
     assert cli.main(["plan", *FIGURES, "--gpus", "16", "--batch", "256", "--tokens", "26G", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["model"]["parameters"] == SMALL.parameters
-    assert told["rows"][0] == told["best"] and told["run"]["steps"] == -(-26e9 // (256 * 2048))
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"]["parameters"] == SMALL.parameters
+    assert plan["rows"][0] == plan["best"] and plan["run"]["steps"] == -(-26e9 // (256 * 2048))
     CONFIGS["llama"].save_pretrained(tmp_path / "llama")
     assert cli.main(["plan", str(tmp_path / "llama"), "--gpus", "2", "--batch", "8", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["model"]["parameters"] == sum(p.numel() for p in built("llama").parameters())
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["model"]["parameters"] == sum(p.numel() for p in built("llama").parameters())
     out = tmp_path / "out"
-    given = ["--pp", "35", "--tp", "8", "--recompute", "full", "--zero", "0", "--no-sp", "--measured", "60.1"]
-    assert cli.main(["plan", "mt-nlg", "--gpus", "2240", *given, "--price", "2", "--out", str(out)]) == 0
-    said = capsys.readouterr().out
-    assert "125.7 TFLOP/s a GPU" in said and "529,600,819,200 parameters" in said
+    figures = ["--pp", "35", "--tp", "8", "--recompute", "full", "--zero", "0", "--no-sp", "--measured", "60.1"]
+    assert cli.main(["plan", "mt-nlg", "--gpus", "2240", *figures, "--price", "2", "--out", str(out)]) == 0
+    stdout = capsys.readouterr().out
+    assert "125.7 TFLOP/s a GPU" in stdout and "529,600,819,200 parameters" in stdout
     page = (out / "report.html").read_text()
     for scheme in ("light", "dark"):
-        tab, told, asked = look(browser, out / "report.html", scheme)
-        inert(tab, told, asked, [out / "report.html"])
+        tab, plan, requests = look(browser, out / "report.html", scheme)
+        inert(tab, plan, requests, [out / "report.html"])
         accessible(tab, scheme)
     assert "35" in page
-    told = json.loads((out / "plan.json").read_text())
-    drawn = next(f for f in told["figures"] if f["kind"] == "timeline")
-    assert len(drawn["rows"]) == 8 and len(drawn["spans"]) == 2 * 8 * 16 and "14.2% in the plan" in drawn["note"]
+    plan = json.loads((out / "plan.json").read_text())
+    timeline = next(f for f in plan["figures"] if f["kind"] == "timeline")
+    assert (
+        len(timeline["rows"]) == 8 and len(timeline["spans"]) == 2 * 8 * 16 and "14.2% in the plan" in timeline["note"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(["nowhere/at/all"], "no causal model"), (["./nowhere"], "no such"), (["--hidden", "64"], "--layers is missing"),
      (["mt-nlg", "--layers", "3"], "its own dimensions"),
      ([*FIGURES, "--memory", "lots"], "--memory"), ([*FIGURES, "--heads", "15"], "must divide hidden"),
@@ -400,8 +403,8 @@ def test_the_command_plans_figures_folders_and_presets(tmp_path, capsys, browser
      (["mt-nlg", "--gpus", "11"], "no layout is legal"), (["mt-nlg", "--efficiency", "2"], "at most 1"),
      (["mt-nlg", "--pp", "0"], "--pp"), (["mt-nlg", "--vocab-size", "3"], "--vocab-size")],
 )  # fmt: skip
-def test_bad_figures_are_one_line(words, said, capsys):
-    more = [] if "--gpus" in words else ["--gpus", "8"]
-    assert cli.main(["plan", *words, *more, *([] if "mt-nlg" in words else ["--batch", "8"])]) == 2
-    told = capsys.readouterr().err.strip()
-    assert said in told and "\n" not in told and told.startswith("didact: ")
+def test_bad_figures_are_one_line(words, message, capsys):
+    extra = [] if "--gpus" in words else ["--gpus", "8"]
+    assert cli.main(["plan", *words, *extra, *([] if "mt-nlg" in words else ["--batch", "8"])]) == 2
+    stderr = capsys.readouterr().err.strip()
+    assert message in stderr and "\n" not in stderr and stderr.startswith("didact: ")

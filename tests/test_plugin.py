@@ -1,4 +1,4 @@
-"""A method of another package is one of ours: listed, explained, run, compared, and held to the contract."""
+"""A method of another package works like a built-in one: listed, explained, run, compared, and under the contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLUGIN = Path(__file__).parent.parent / "examples" / "plugin"
 
 
 def installed(folder: Path, points: dict[str, str]) -> None:
-    """What `pip install` leaves of a package that Python's own metadata finds."""
+    """Write the metadata of a package as `pip install` would."""
     info = folder / "didact_slic-0.1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: didact-slic\nVersion: 0.1.0\n")
@@ -29,19 +29,19 @@ def installed(folder: Path, points: dict[str, str]) -> None:
 
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
-    """`plugin(points)`: the example, its entry points (or others) installed; all is forgotten after the test."""
-    known = dict(registry.METHODS)
+    """`plugin(points)`: the example, installed with its entry points (or others); uninstalled after the test."""
+    expected = dict(registry.METHODS)
 
     def install(points=None):
-        told = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]["didact.methods"]
-        installed(tmp_path / "site", told if points is None else points)
-        for place in (PLUGIN, tmp_path / "site"):
-            monkeypatch.syspath_prepend(str(place))
+        declared = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]["entry-points"]["didact.methods"]
+        installed(tmp_path / "site", declared if points is None else points)
+        for path in (PLUGIN, tmp_path / "site"):
+            monkeypatch.syspath_prepend(str(path))
         importlib.invalidate_caches()
         catalogue.read.cache_clear()
 
     yield install
-    for name in (registry.METHODS.keys() - known.keys()) & {"slic"}:
+    for name in (registry.METHODS.keys() - expected.keys()) & {"slic"}:
         del registry.METHODS[name]
     for name in [n for n in sys.modules if n.startswith(("didact_slic", "taken"))]:
         del sys.modules[name]
@@ -52,20 +52,21 @@ def plugin(tmp_path, monkeypatch):
 def test_an_installed_method_is_listed_run_and_compared_as_ours_are(plugin, fresh, world, tmp_path, capsys):
     ours = set(catalogue.read())
     plugin()
-    assert set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours  # no file of ours is made of it
+    # None of our files is generated from it
+    assert set(catalogue.read()) == ours | {"slic"} and set(make.make()) == ours
     assert len((PLUGIN / "didact_slic" / "slic.py").read_text().splitlines()) <= 60
-    for words in (["methods"], ["explain", "slic"], ["run", "slic", "--help"]):
-        assert cli.main(words) == 0 and "slic" in capsys.readouterr().out
+    for command in (["methods"], ["explain", "slic"], ["run", "slic", "--help"]):
+        assert cli.main(command) == 0 and "slic" in capsys.readouterr().out
     fresh("llama").save(tmp_path / "model")
     rows = [{"prompt": r.prompt, "chosen": r.completion, "rejected": r.perturbed[0]} for r in world.retain]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    given = ["--model", str(tmp_path / "model"), "--rows", "4"]
-    run = ["run", "slic", *given, "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "3", "--lr", "3e-3"]
+    options = ["--model", str(tmp_path / "model"), "--rows", "4"]
+    run = ["run", "slic", *options, "--preferences", str(tmp_path / "pairs.jsonl"), "--steps", "3", "--lr", "3e-3"]
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0
-    told = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert told["metrics"]["reward_accuracy"]["n"] and told["options"]["delta"]["value"] == 1.0
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert saved["metrics"]["reward_accuracy"]["n"] and saved["options"]["delta"]["value"] == 1.0
     assert cli.main([*run, "--delta", "0", "--out", str(tmp_path / "bad")]) == 2
-    compare = ["compare", "slic", *given, "--preference", str(tmp_path / "pairs.jsonl"), "--budget", "3k-tokens"]
+    compare = ["compare", "slic", *options, "--preference", str(tmp_path / "pairs.jsonl"), "--budget", "3k-tokens"]
     assert (
         cli.main([*compare, "--seeds", "1", "--lrs", "1e-3", "--beyond-lrs", "0", "--out", str(tmp_path / "which")])
         == 0
@@ -83,8 +84,8 @@ def test_a_package_that_fails_or_takes_a_name_of_ours_is_told_and_left_out(plugi
     )
     plugin({"broken": "no_such_module", "taken": "taken"})
     assert set(catalogue.read()) == ours
-    said = capsys.readouterr().err
-    assert "its methods cannot be used: ModuleNotFoundError" in said and "a method 'sft' already" in said
+    stderr = capsys.readouterr().err
+    assert "its methods cannot be used: ModuleNotFoundError" in stderr and "a method 'sft' already" in stderr
     assert catalogue.entry("sft")["module"] == "didact.methods.baselines.sft"
 
 
@@ -92,7 +93,7 @@ def test_a_package_that_fails_or_takes_a_name_of_ours_is_told_and_left_out(plugi
 def test_the_example_passes_the_contract(tmp_path):
     installed(tmp_path, {"slic": "didact_slic.slic"})
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(PLUGIN.parent.parent), str(PLUGIN), str(tmp_path)])}
-    words = [
+    command = [
         "-m",
         "pytest",
         "-q",
@@ -104,8 +105,8 @@ def test_the_example_passes_the_contract(tmp_path):
         "-m",
         "not soak",
     ]
-    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    process = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stdout[-3000:]
 
 
 PROCEDURE = '''
@@ -151,12 +152,12 @@ def test_a_procedure_is_scored_by_its_protocol_beside_plain_asking(plugin, taugh
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run = ["run", "slic", "--model", str(tmp_path / "model"), "--questions", str(tmp_path / "questions.jsonl")]
     assert cli.main([*run, "--out", str(tmp_path / "run")]) == 0, capsys.readouterr().err
-    told = json.loads((tmp_path / "run" / "result.json").read_text())
-    metric = told["metrics"]["exact_answer"]
-    assert metric["n"] == 5 and metric["before"] is not None  # the question without an answer is answered, not scored
-    asked = [json.loads(line) for line in (tmp_path / "run" / "transcript.jsonl").read_text().splitlines()]
-    assert len(asked) == 6 == told["findings"]["calls"] and asked[0]["role"] == "answerer"
-    assert not told["warnings"] or "holdout" not in str(told["warnings"])
+    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    metric = saved["metrics"]["exact_answer"]
+    assert metric["n"] == 5 and metric["before"] is not None  # a question without a gold answer is answered, not scored
+    transcript = [json.loads(line) for line in (tmp_path / "run" / "transcript.jsonl").read_text().splitlines()]
+    assert len(transcript) == 6 == saved["findings"]["calls"] and transcript[0]["role"] == "answerer"
+    assert not saved["warnings"] or "holdout" not in str(saved["warnings"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"completion": "no question"}\n')
     assert cli.main([*run[:-1], str(bad), "--out", str(tmp_path / "bad")]) == 2

@@ -1,4 +1,4 @@
-"""A common prefix run once gives what the whole rows give, for every model type on the list."""
+"""A common prefix run once gives the same as whole rows, for every supported model type."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ PROVEN = [k for k in KINDS if k not in ("mamba", "t5")]
 
 
 def last_logits(model, rows):
-    """Logits after each row, one row at a time, through the model's own forward."""
+    """Return the logits after each row, one row at a time, by the model's own forward."""
     return torch.stack([model.module(input_ids=torch.tensor([r])).logits[0, -1] for r in rows])
 
 
@@ -34,9 +34,9 @@ def test_only_proven_types_share(kind):
 def test_a_prefix_run_once_and_expanded_gives_the_whole_rows_logits(kind):
     model = tiny(kind)
     store = prefix.expand(prefix.prefill(model, SHARED), len(SUFFIXES), room=4)
-    got = prefix.extend(model, store, SUFFIXES)
-    torch.testing.assert_close(got, last_logits(model, [SHARED + s for s in SUFFIXES]), rtol=1e-6, atol=1e-6)
-    assert got.std(0).min() > 1e-4  # the rows differ
+    actual = prefix.extend(model, store, SUFFIXES)
+    torch.testing.assert_close(actual, last_logits(model, [SHARED + s for s in SUFFIXES]), rtol=1e-6, atol=1e-6)
+    assert actual.std(0).min() > 1e-4  # where the rows differ
 
 
 @pytest.mark.parametrize("kind", PROVEN)
@@ -54,9 +54,9 @@ def test_rows_packed_to_end_together_go_on_as_each_alone(kind):
     for at in range(6):
         ids = torch.arange(4) + 40 + at
         positions = torch.tensor([[len(r)] for r in rows])
-        got = prefix.step(model, together, ids[:, None], positions, mask[:, : width + at + 1])[:, -1]
+        actual = prefix.step(model, together, ids[:, None], positions, mask[:, : width + at + 1])[:, -1]
         rows = [[*r, t] for r, t in zip(rows, ids.tolist(), strict=True)]
-        torch.testing.assert_close(got, last_logits(model, rows), rtol=1e-6, atol=2e-6)
+        torch.testing.assert_close(actual, last_logits(model, rows), rtol=1e-6, atol=2e-6)
 
 
 @torch.no_grad()
@@ -66,9 +66,9 @@ def test_selected_rows_are_copies_in_the_order_asked():
     prefix.extend(model, store, [[20], [21]])
     swapped = store.select(torch.tensor([1, 0, 1]), room=1)
     prefix.extend(model, store, [[50], [50]])  # the selection does not see it
-    got = prefix.extend(model, swapped, [[22], [22], [23]])
+    actual = prefix.extend(model, swapped, [[22], [22], [23]])
     expected = last_logits(model, [[*SHARED, 21, 22], [*SHARED, 20, 22], [*SHARED, 21, 23]])
-    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
@@ -102,8 +102,8 @@ def test_adapters_share_too():
             p.add_(0.3)
     assert prefix.shares(model)
     store = prefix.expand(prefix.prefill(model, SHARED), len(SUFFIXES))
-    got = prefix.extend(model, store, SUFFIXES)
-    torch.testing.assert_close(got, last_logits(model, [SHARED + s for s in SUFFIXES]), rtol=1e-6, atol=1e-6)
+    actual = prefix.extend(model, store, SUFFIXES)
+    torch.testing.assert_close(actual, last_logits(model, [SHARED + s for s in SUFFIXES]), rtol=1e-6, atol=1e-6)
 
 
 def test_positions_that_move_with_the_longest_row_are_not_shared():

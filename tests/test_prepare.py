@@ -1,4 +1,4 @@
-"""The data pipeline: its parts against the formulas they rest on, and the command on files."""
+"""The data pipeline: its parts against their formulas, and the command on files."""
 
 import gzip
 import json
@@ -29,10 +29,10 @@ def test_the_order_of_a_blend(weights, order):
 
 @given(st.lists(st.floats(0.01, 10), min_size=2, max_size=6), st.integers(1, 200))
 def test_a_blend_is_never_far_from_its_weights(weights, count):
-    found = list(blending.order(weights, count))
+    result = list(blending.order(weights, count))
     for end in range(1, count + 1):
         for source, weight in enumerate(weights):
-            off = found[:end].count(source) - weight / sum(weights) * end
+            off = result[:end].count(source) - weight / sum(weights) * end
             assert abs(off) < (1 if len(weights) == 2 else len(weights) - 1) + 1e-9
 
 
@@ -56,7 +56,7 @@ def letters(rng, count):
 
 
 def pair(rng, share, size=400):
-    """Two texts whose pieces have about this share in common, and the share they have."""
+    """Return two texts whose pieces have about this Jaccard similarity, and the exact similarity."""
     same = round(2 * share * size / (1 + share))
     first = letters(rng, same + 4)
     a, b = first + letters(rng, size - same), first + letters(rng, size - same)
@@ -68,14 +68,14 @@ def test_the_last_piece_counts_and_so_do_short_texts():
     assert fuzzy.pieces("abcdef") != fuzzy.pieces("abcdex")
     assert fuzzy.pieces("Ab  c") == {"ab c"} and fuzzy.pieces("") == {""}
     a, b = fuzzy.pieces("abcdefgh"), fuzzy.pieces("abcdef")
-    assert [fuzzy.similarity(a, b, by) for by in ("union", "min", "max")] == [0.5, 1.0, 0.5]
+    assert [fuzzy.similarity(a, b, measure) for measure in ("union", "min", "max")] == [0.5, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8])
 def test_minhashes_agree_as_often_as_pieces_are_common(share):
-    a, b, true = pair(random.Random(1), share)
+    a, b, similarity = pair(random.Random(1), share)
     one, two = (fuzzy.sketch(fuzzy.pieces(t), 1000).hashvalues for t in (a, b))
-    assert abs((one == two).mean() - true) < 4 * np.sqrt(true * (1 - true) / 1000)
+    assert abs((one == two).mean() - similarity) < 4 * np.sqrt(similarity * (1 - similarity) / 1000)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.8, 0.9])
@@ -87,7 +87,7 @@ def test_planted_pairs_are_compared_as_often_as_the_formula_says_and_joined_only
     for number, text in enumerate(texts):
         anything.add(number, text)
         alike.add(number, text)
-    expected = np.mean([fuzzy.probability(true) for *_, true in pairs])
+    expected = np.mean([fuzzy.probability(similarity) for *_, similarity in pairs])
     low, high = stats.binom.interval(0.999, count, expected)
     assert low <= len(anything.all()) <= high
     assert all(members == [first, first + 1] for first, members in anything.all().items())
@@ -99,7 +99,7 @@ def test_planted_pairs_are_compared_as_often_as_the_formula_says_and_joined_only
     st.lists(st.text("ab ", max_size=14), max_size=9), st.sampled_from([0.5, 0.8]), st.sampled_from(["union", "min"])
 )
 def test_groups_are_the_components_of_all_pairs_that_are_alike(texts, similar, by):
-    """With a band a hash no pair is missed that has anything in common to speak of."""
+    """With one hash per band, no pair with a noticeable overlap is missed."""
     groups = fuzzy.Groups(texts.__getitem__, similar, bands=64, rows=1, by=by)
     for number, text in enumerate(texts):
         groups.add(number, text)
@@ -109,8 +109,8 @@ def test_groups_are_the_components_of_all_pairs_that_are_alike(texts, similar, b
         assert groups.first(i) == groups.first(j)
     for members in groups.all().values():
         reached = {members[0]}
-        while more := {i for i in members if any((max(i, j), min(i, j)) in joined for j in reached)} - reached:
-            reached |= more
+        while frontier := {i for i in members if any((max(i, j), min(i, j)) in joined for j in reached)} - reached:
+            reached |= frontier
         assert reached == set(members) and groups.first(members[-1]) == min(members)
 
 
@@ -148,57 +148,57 @@ def test_short_items_are_looked_for_whole():
 @given(st.data(), st.integers(0, 10**6))
 def test_no_planted_item_remains_and_clean_documents_are_untouched(data, seed):
     rng = random.Random(seed)
-    said = [f"w{i}" for i in range(60)]
-    items = [" ".join(rng.sample(said, 13)) for _ in range(3)]
+    words = [f"w{i}" for i in range(60)]
+    items = [" ".join(rng.sample(words, 13)) for _ in range(3)]
     documents = []
     for _ in range(5):
         parts = [
-            rng.choice([" ".join(rng.sample(said, 9)) + rng.choice(".!? "), *items]) for _ in range(rng.randint(1, 8))
+            rng.choice([" ".join(rng.sample(words, 9)) + rng.choice(".!? "), *items]) for _ in range(rng.randint(1, 8))
         ]
         documents.append(data.draw(st.sampled_from([" ", "\n", ", "])).join(parts))
-    dirty = contamination.audit(items, documents, 13)
+    contaminated = contamination.audit(items, documents, 13)
     cutter = contamination.Cutter(items, window=5, shortest=1, most_pieces=99, sentences=True)
     for document in documents:
         cutter.count(document)
-    left = [cutter.cut(document) for document in documents]
-    assert not contamination.audit(items, [p for pieces, _ in left for p in pieces], 13).dirty.any()
-    for number, (pieces, cuts) in enumerate(left):
+    cleaned = [cutter.cut(document) for document in documents]
+    assert not contamination.audit(items, [p for pieces, _ in cleaned for p in pieces], 13).dirty.any()
+    for number, (pieces, cuts) in enumerate(cleaned):
         holds = any(gram in " ".join(contamination.words(documents[number])) for gram in items)
         assert (cuts > 0) == holds and (cuts or pieces == [documents[number]])
         assert "".join(pieces) in documents[number] or len(pieces) > 1
-    assert dirty.dirty.any() == any(cuts for _, cuts in left)
+    assert contaminated.dirty.any() == any(cuts for _, cuts in cleaned)
 
 
 # --- quality ---------------------------------------------------------------------------------
 
 
 def manual():
-    """Passages of Python's own manual."""
+    """Return passages of Python's manual."""
     out = []
     for topic in pydoc_data.topics.topics.values():
         parts = [p for p in topic.split("\n\n") if len(p) > 80]
         out += ["\n\n".join(parts[i : i + 4]) for i in range(0, len(parts), 4)]
-    found = [text for text in out if len(text) > 400]
-    random.Random(1).shuffle(found)
-    return found
+    result = [text for text in out if len(text) > 400]
+    random.Random(1).shuffle(result)
+    return result
 
 
 def shuffled(text, rng):
-    said = text.split()
-    rng.shuffle(said)
-    return " ".join(said)
+    words = text.split()
+    rng.shuffle(words)
+    return " ".join(words)
 
 
-@pytest.mark.parametrize(("score", "kept"), [(0, 0.001953), (0.5, 0.026012), (0.9, 0.424098), (1, 1)])
-def test_the_probability_of_being_kept(score, kept):
-    assert contamination.keep_probability(score) == pytest.approx(kept, abs=5e-7)
+@pytest.mark.parametrize(("score", "expected"), [(0, 0.001953), (0.5, 0.026012), (0.9, 0.424098), (1, 1)])
+def test_the_probability_of_being_kept(score, expected):
+    assert contamination.keep_probability(score) == pytest.approx(expected, abs=5e-7)
 
 
 def test_the_filter_tells_a_manual_from_its_shuffled_words_on_documents_it_did_not_see():
     rng = random.Random(0)
     texts = manual()[:260]
-    found = quality.Classifier(texts[:130], [shuffled(t, rng) for t in texts[130:]])
-    assert found.auc > 0.95
+    result = quality.Classifier(texts[:130], [shuffled(t, rng) for t in texts[130:]])
+    assert result.auc > 0.95
     assert quality.Classifier(texts[:60], texts[60:120]).auc < 0.7
     with pytest.raises(UserError, match="4 trusted documents"):
         quality.Classifier(texts[:3], texts)
@@ -210,9 +210,9 @@ def test_documents_are_kept_by_their_scores_however_they_come():
     parts = np.concatenate([contamination.drawn(part, rng) for part in np.array_split(scores, 7)])
     assert (parts == contamination.quality_filter(scores, 3)).all()
     at = (scores * 10).astype(int)
-    kept, expected = (np.bincount(at, w) for w in (parts, contamination.keep_probability(scores)))
+    saved, expected = (np.bincount(at, w) for w in (parts, contamination.keep_probability(scores)))
     count = np.bincount(at)
-    chi = ((kept - expected) ** 2 / (expected * (1 - expected / count))).sum()
+    chi = ((saved - expected) ** 2 / (expected * (1 - expected / count))).sum()
     assert stats.chi2.sf(chi, 10) > 1e-3
 
 
@@ -234,11 +234,11 @@ def test_streamed_rows_are_the_rows(lines):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.jsonl"
         path.write_text("\n".join(['{"text": "first"}', *lines]))
-        packed = path.with_suffix(".jsonl.gz")
-        packed.write_bytes(gzip.compress(path.read_bytes()))
-        plain = [(place, str(row)) for place, row in formats.rows(path)]
-        assert [(place, str(row)) for place, row in formats.streamed(path)] == plain
-        assert [str(row) for _, row in formats.streamed(packed)] == [row for _, row in plain]
+        archive = path.with_suffix(".jsonl.gz")
+        archive.write_bytes(gzip.compress(path.read_bytes()))
+        plain = [(position, str(row)) for position, row in formats.rows(path)]
+        assert [(position, str(row)) for position, row in formats.streamed(path)] == plain
+        assert [str(row) for _, row in formats.streamed(archive)] == [row for _, row in plain]
 
 
 def test_a_row_is_there_before_the_file_is_read_to_its_end(tmp_path):
@@ -265,13 +265,13 @@ def corpora(tmp_path):
     """A trusted source, a crawl with junk, repeats and test items, and the items."""
     rng = random.Random(0)
     texts = manual()
-    good, more = texts[:120], texts[120:200]
-    test = [" ".join(t.split()[20:45]) for t in more[:10]]
+    good, crawled = texts[:120], texts[120:200]
+    test = [" ".join(t.split()[20:45]) for t in crawled[:10]]
     crawl = [
-        *more,
+        *crawled,
         *(shuffled(t, rng) for t in texts[200:300]),
         *(f"{t[:-8]} changed" for t in good[:20]),
-        *more[10:20],
+        *crawled[10:20],
     ]
     paths = lines(tmp_path / "good.jsonl", good), lines(tmp_path / "crawl.jsonl", crawl)
     (tmp_path / "test.jsonl").write_text("".join(json.dumps({"prompt": t, "completion": ""}) + "\n" for t in test))
@@ -281,27 +281,27 @@ def corpora(tmp_path):
 def prepared(tmp_path, *words):
     assert cli.main(["prepare", *map(str, words), "--out", str(tmp_path / "out")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out" / "corpus.jsonl").read_text().splitlines()]
-    gone = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
-    return rows, gone, json.loads((tmp_path / "out" / "prepared.json").read_text())
+    forgotten = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
+    return rows, forgotten, json.loads((tmp_path / "out" / "prepared.json").read_text())
 
 
 def test_a_corpus_without_repeats_and_test_items(tmp_path, corpora, capsys):
     good, crawl, test, trusted, raw, items = corpora
-    rows, gone, told = prepared(tmp_path, f"good={good}", f"crawl={crawl}", "--test", test)
+    rows, dropped, report = prepared(tmp_path, f"good={good}", f"crawl={crawl}", "--test", test)
     assert not contamination.audit(items, [r["text"] for r in rows], 13).dirty.any()
-    lost = [g for g in gone if g["why"] == "duplicate"]
-    assert {g["id"].rpartition(":")[2] for g in lost} >= {str(201 + i) for i in range(10)}  # the exact ones
-    planted = [g for g in lost if g["of"].startswith(good) and g["source"] == "crawl"]
-    assert len(planted) >= 18 and all(g["similarity"] >= 0.8 for g in planted)  # of 20, J > 0.95
+    duplicates = [g for g in dropped if g["why"] == "duplicate"]
+    assert {g["id"].rpartition(":")[2] for g in duplicates} >= {str(201 + i) for i in range(10)}  # the exact ones
+    planted = [g for g in duplicates if g["of"].startswith(good) and g["source"] == "crawl"]
+    assert len(planted) >= 18 and all(g["similarity"] >= 0.8 for g in planted)  # among 20, J > 0.95
     untouched = [r for r in rows if "#" not in r["id"]]
     whole = {f"{p}:{i}": t for p, texts in ((good, trusted), (crawl, raw)) for i, t in enumerate(texts, 1)}
     assert all(r["text"] == whole[r["id"]] for r in untouched) and len(untouched) > 200
-    for name, row in told["sources"].items():
+    for name, row in report["sources"].items():
         assert row["read"] == row["duplicate"] + row["contaminated"] + row["cut"] + sum(
             r["source"] == name for r in untouched
         )
         assert row["epochs"] == 1 and row["written"] == sum(r["source"] == name for r in rows)
-    stray = tmp_path / "out" / ".didact-tmp-0123abcd-work"  # what a kill leaves
+    stray = tmp_path / "out" / ".didact-tmp-0123abcd-work"  # leftovers of a kill
     stray.mkdir()
     again, *_ = prepared(tmp_path, f"good={good}", f"crawl={crawl}", "--test", test)
     assert again == rows
@@ -310,53 +310,53 @@ def test_a_corpus_without_repeats_and_test_items(tmp_path, corpora, capsys):
 
 def test_junk_is_filtered_by_what_is_trusted(tmp_path, capsys):
     rng, texts = random.Random(0), manual()
-    good, more, junk = texts[:150], texts[150:190], [shuffled(t, rng) for t in texts[190:350]]
-    paths = lines(tmp_path / "good.jsonl", good), lines(tmp_path / "crawl.jsonl", [*more, *junk])
-    given = f"good={paths[0]}", f"crawl={paths[1]}", "--similar", "0", "--alpha", "3"
-    rows, gone, told = prepared(tmp_path, *given, "--trusted", "good")
-    assert told["sources"]["good"]["low quality"] == 0 and told["quality"]["auc"] > 0.8 and not told["warnings"]
-    left = {r["text"] for r in rows}
-    assert len(left & set(junk)) / len(junk) < 0.6 * len(left & set(more)) / len(more)
-    assert {g["why"] for g in gone} == {"low quality"} and all(0 <= g["score"] <= 1 for g in gone)
-    assert sum(b["kept"] for b in told["quality"]["bins"]) == len(left & {*junk, *more})
+    good, crawled, junk = texts[:150], texts[150:190], [shuffled(t, rng) for t in texts[190:350]]
+    paths = lines(tmp_path / "good.jsonl", good), lines(tmp_path / "crawl.jsonl", [*crawled, *junk])
+    arguments = f"good={paths[0]}", f"crawl={paths[1]}", "--similar", "0", "--alpha", "3"
+    rows, dropped, report = prepared(tmp_path, *arguments, "--trusted", "good")
+    assert report["sources"]["good"]["low quality"] == 0 and report["quality"]["auc"] > 0.8 and not report["warnings"]
+    remaining = {r["text"] for r in rows}
+    assert len(remaining & set(junk)) / len(junk) < 0.6 * len(remaining & set(crawled)) / len(crawled)
+    assert {g["why"] for g in dropped} == {"low quality"} and all(0 <= g["score"] <= 1 for g in dropped)
+    assert sum(b["kept"] for b in report["quality"]["bins"]) == len(remaining & {*junk, *crawled})
     assert "kept by score" in capsys.readouterr().out
 
 
 def test_sources_are_blended_by_weight_and_repeated_only_for_tokens(tmp_path, capsys):
     a = lines(tmp_path / "a.jsonl", [f"a {i} " + "x " * 48 for i in range(10)])
     b = lines(tmp_path / "b.jsonl", [f"b {i} " + "y " * 48 for i in range(90)])
-    given = ("prepare", f"a={a}", f"b={b}", "--similar", "0", "--weights", "a=1", "b=3")
-    rows, _, told = prepared(tmp_path, *given[1:])
+    arguments = ("prepare", f"a={a}", f"b={b}", "--similar", "0", "--weights", "a=1", "b=3")
+    rows, _, report = prepared(tmp_path, *arguments[1:])
     assert [r["source"] for r in rows].count("a") == 10 and len({r["id"] for r in rows}) == len(rows) in (
         40,
         41,
         42,
         43,
     )
-    assert not told["warnings"]
-    rows, _, told = prepared(tmp_path, *given[1:], "--tokens", "10k")
-    assert told["sources"]["a"]["taken"] == 2500 and told["sources"]["a"]["epochs"] == 5
+    assert not report["warnings"]
+    rows, _, report = prepared(tmp_path, *arguments[1:], "--tokens", "10k")
+    assert report["sources"]["a"]["taken"] == 2500 and report["sources"]["a"]["epochs"] == 5
     assert [r["source"] for r in rows].count("a") == 50 and {r["id"] for r in rows if r["source"] == "a"} == {
         f"{a}:{i}" for i in range(1, 11)
     }
-    assert len(told["warnings"]) == 1 and "a: seen 5.0 times" in capsys.readouterr().out
+    assert len(report["warnings"]) == 1 and "a: seen 5.0 times" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [(["nowhere"], "NAME=FILE"), (["a={a}", "a={a}"], "twice"), (["a={a}", "--trusted", "b"], "no source 'b'"),
      (["a={a}", "--trusted", "a"], "none is left"), (["a={a}", "--weights", "a=x"], "a number"),
      (["a={a}", "b={a}", "--weights", "a=1"], "none for the source 'b'"), (["a=gone.jsonl"], "no such file"),
      (["a={a}", "--similar", "2"], "--similar"), (["a={a}", "--bands", "0"], "--bands"), (["a={bad}"], "bad.jsonl:2"),
      (["a={a}", "--alpha", "0"], "--alpha"), (["a={a}", "--min-words", "99"], "nothing is left")],
 )  # fmt: skip
-def test_bad_words_are_one_line(words, said, tmp_path, capsys):
+def test_bad_words_are_one_line(words, message, tmp_path, capsys):
     a = lines(tmp_path / "a.jsonl", ["one two three"] * 3)
     (tmp_path / "bad.jsonl").write_text('{"text": "one"}\n{"text": 3}\n')
-    given = [w.format(a=a, bad=tmp_path / "bad.jsonl") for w in words]
-    assert cli.main(["prepare", *given, "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr().err.strip()
-    assert said in told and "\n" not in told and told.startswith("didact: ")
+    command_words = [w.format(a=a, bad=tmp_path / "bad.jsonl") for w in words]
+    assert cli.main(["prepare", *command_words, "--out", str(tmp_path / "out")]) == 2
+    stderr = capsys.readouterr().err.strip()
+    assert message in stderr and "\n" not in stderr and stderr.startswith("didact: ")
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path, capsys):

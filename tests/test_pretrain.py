@@ -1,4 +1,4 @@
-"""The recipe's rate, batch and packing, as formulas and as a real run logs them."""
+"""The recipe's learning rate, batch size and packing, as formulas and as logged by a real run."""
 
 import math
 
@@ -49,7 +49,7 @@ def test_the_batch_begins_at_32k_tokens_and_is_full_after_the_ramp():
         return schedules.ramped(n, 32_768, 524_288, 4e9)
 
     assert at(0) == 32_768 and at(2e9) == (32_768 + 524_288) / 2 and at(4e9) == at(1e11) == 524_288
-    assert schedules.ramped(0, 32_768, 16_384, 4e9) == 16_384  # a batch that is smaller anyway
+    assert schedules.ramped(0, 32_768, 16_384, 4e9) == 16_384  # a batch that is already smaller
 
 
 def test_the_plan_of_the_smallest_size_is_300_billion_tokens():
@@ -70,36 +70,36 @@ def test_packing_fills_windows_with_documents_joined_by_the_end_token(texts, mod
     assert all(len(r.completion) == WINDOW and r.prompt == (end,) for r in rows)
     whole = [i for r in rows for i in r.completion]
     documents = sorted(tuple(model.tokenizer(t)["input_ids"]) for t in texts)
-    found = [()]
+    result = [()]
     for token in whole:
-        found[-1:] = [found[-1], ()] if token == end else [(*found[-1], token)]
-    # All documents whole and in another order, but for the last one, which the dropped tail has cut.
-    assert len(documents) - len(found) < 2 and set(found[:-1]) <= set(documents)
-    assert found[:-1] != [tuple(model.tokenizer(t)["input_ids"]) for t in texts][: len(found) - 1]
+        result[-1:] = [result[-1], ()] if token == end else [(*result[-1], token)]
+    # All documents complete and in another order, except the last one, which the dropped tail cuts.
+    assert len(documents) - len(result) < 2 and set(result[:-1]) <= set(documents)
+    assert result[:-1] != [tuple(model.tokenizer(t)["input_ids"]) for t in texts][: len(result) - 1]
 
 
 def test_a_run_of_200_steps_logs_the_formulas(texts, model):
     fit = Fit(lr=3e-3, rows=8, steps=200, betas=(0.9, 0.95), clip=1.0, weight_decay=0.1, seed=2)
-    told = {"first_tokens": 32, "warmup_tokens": 15e9, "decay_tokens": 240e9, "ramp": 60e9}
-    result = prompting.gpt3_pretrain([Text(text=t) for t in texts], model, context=WINDOW, fit=fit, **told)
+    scaled = {"first_tokens": 32, "warmup_tokens": 15e9, "decay_tokens": 240e9, "ramp": 60e9}
+    result = prompting.gpt3_pretrain([Text(text=t) for t in texts], model, context=WINDOW, fit=fit, **scaled)
     assert len(result.history) == 200
     rows = result.history[0]["rows"]
     total = sum(row["rows"] for row in result.history) * WINDOW
-    scale, seen = result.findings["scale"], 0
+    scale, tokens = result.findings["scale"], 0
     assert result.findings["steps"] == 200 and abs(scale * 300e9 - total) <= 8 * WINDOW and rows == 2
     for row in result.history:
-        wanted = 32 + (8 * WINDOW - 32) * min(1, seen / (60e9 * scale))
-        assert row["rows"] == round(wanted / WINDOW)
-        seen += row["rows"] * WINDOW
+        expected = 32 + (8 * WINDOW - 32) * min(1, tokens / (60e9 * scale))
+        assert row["rows"] == round(expected / WINDOW)
+        tokens += row["rows"] * WINDOW
         warm, end = 15e9 * scale, 240e9 * scale
-        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (min(seen, end) - warm) / (end - warm)))
-        assert row["lr"] == pytest.approx(3e-3 * (seen / warm if seen < warm else cosine), rel=1e-9)
+        cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * (min(tokens, end) - warm) / (end - warm)))
+        assert row["lr"] == pytest.approx(3e-3 * (tokens / warm if tokens < warm else cosine), rel=1e-9)
     assert result.history[-1]["lr"] == pytest.approx(3e-4)
     assert result.metrics["loss"].after < 0.7 * result.metrics["loss"].before
 
 
 class Rates(Hook):
-    """What the optimizer stepped with, beside what is told."""
+    """Record the learning rates of the optimizer's steps, to compare with the logged ones."""
 
     def __init__(self):
         self.seen = []
@@ -112,17 +112,17 @@ def test_the_optimizer_steps_with_the_rate_that_is_logged(texts, model):
     rows, rates = pretrain.packed(model, texts, WINDOW), Rates()
     recipe = pretrain.recipe_for(6, WINDOW, 2)
     pretrain.pretrain(model, rows, recipe, Fit(lr=1e-2, rows=2), [rates])
-    assert len({told for _, told in rates.seen}) > 3
-    assert all(used == pytest.approx(told, rel=1e-12) for used, told in rates.seen)
+    assert len({logged for _, logged in rates.seen}) > 3
+    assert all(actual == pytest.approx(logged, rel=1e-12) for actual, logged in rates.seen)
 
 
 def test_rows_are_drawn_without_replacement_within_an_epoch(texts, model):
     rows = pretrain.packed(model, texts, WINDOW)
     recipe = pretrain.Recipe(total=2 * len(rows) * WINDOW, window=WINDOW, rows=5, first=WINDOW)
     batches = pretrain.Rows(rows, recipe, 0, model)
-    drawn = [i for step in range(recipe.steps) for i in batches(step).index["text"]]
+    samples = [i for step in range(recipe.steps) for i in batches(step).index["text"]]
     n = len(rows)
-    assert sorted(drawn[:n]) == sorted(drawn[n : 2 * n]) == list(range(n)) and drawn[:n] != drawn[n : 2 * n]
+    assert sorted(samples[:n]) == sorted(samples[n : 2 * n]) == list(range(n)) and samples[:n] != samples[n : 2 * n]
     assert batches(3).index == batches(3).index
 
 

@@ -1,4 +1,4 @@
-"""Several processes of one machine: what each gives, and what becomes of all where one fails."""
+"""Several processes on one machine: the result of each, and the end of all where one fails."""
 
 import os
 import time
@@ -11,9 +11,9 @@ from didact.parallel import launch, processes
 from didact.types import UserError
 
 
-def summed(given):
+def summed(value):
     dist.init_process_group("gloo")
-    mine = torch.tensor([float(given + dist.get_rank())])
+    mine = torch.tensor([float(value + dist.get_rank())])
     dist.all_reduce(mine)
     return launch.world(), dist.get_rank(), mine.item(), os.environ["GIVEN"]
 
@@ -24,7 +24,7 @@ def failing(kind):
         if kind == "killed":
             os.kill(os.getpid(), 9)
         raise UserError("line 3 is bad") if kind == "user" else ValueError("no such thing")
-    dist.barrier()  # for which the other never comes
+    dist.barrier()  # which the other process never joins
 
 
 def waiting():
@@ -37,15 +37,15 @@ def test_every_process_has_its_place_and_gives_back_what_it_made(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "said"),
+    ("kind", "error", "message"),
     [("user", UserError, "^process 1 of 2: line 3 is bad$"), ("other", RuntimeError, "process 1 of 2: ValueError"),
      ("killed", RuntimeError, "process 1 of 2: ended by SIGKILL")],
 )  # fmt: skip
-def test_one_that_fails_ends_all_with_its_own_line(kind, error, said):
-    began = time.monotonic()
-    with pytest.raises(error, match=said):
+def test_one_that_fails_ends_all_with_its_own_line(kind, error, message):
+    start = time.monotonic()
+    with pytest.raises(error, match=message):
         processes.run(2, failing, kind)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start < 30
 
 
 def test_those_that_never_end_are_ended():

@@ -1,4 +1,4 @@
-"""Interpreters and meanings dealt anew, traces and where they are read, and the study on a user's model."""
+"""Interpreters and permuted meanings, traces and probe positions, and the study on a user's model."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ QUICK = ProbeConfig(epochs=2)
 
 def test_the_interpreter() -> None:
     def end(program: str, start: Any = (0, 0, 0, 4)) -> Any:
-        made = robots.run(ROBOT, list(start), program.split())
-        assert made is not None
-        return made[-1]
+        states = robots.run(ROBOT, list(start), program.split())
+        assert states is not None
+        return states[-1]
 
     assert end("move") == [0, 0, 0, 4]  # a wall
     assert end("right move") == [1, 0, 1, 4]
@@ -43,18 +43,20 @@ def test_the_interpreter() -> None:
 
 @given(START, WORDS)
 def test_where_it_looks_is_the_turns_counted(start: Any, program: list[str]) -> None:
-    right, left = program.count("right"), program.count("left")
+    rights, lefts = program.count("right"), program.count("left")
     mirrored = {"left": "right", "right": "left"}
-    made, turned = (robots.run(ROBOT, start, program, meaning) for meaning in (None, mirrored))
-    assert made and turned and len(made) == len(turned) == len(program)
-    assert made[-1][2] == (start[2] + right - left) % 4 and turned[-1][2] == (start[2] - right + left) % 4
-    assert (made[-1][2] == turned[-1][2]) == ((right - left) % 2 == 0)
+    plain_run, mirrored_run = (robots.run(ROBOT, start, program, meaning) for meaning in (None, mirrored))
+    assert plain_run and mirrored_run and len(plain_run) == len(mirrored_run) == len(program)
+    assert (
+        plain_run[-1][2] == (start[2] + rights - lefts) % 4 and mirrored_run[-1][2] == (start[2] - rights + lefts) % 4
+    )
+    assert (plain_run[-1][2] == mirrored_run[-1][2]) == ((rights - lefts) % 2 == 0)
 
 
 @given(START, WORDS, st.sampled_from([TURNED, SWAPPED]))
 def test_meanings_dealt_anew_and_back_are_as_before(start: Any, program: list[str], meaning: dict[str, str]) -> None:
-    back = {meaning.get(word, word): word for word in ROBOT.actions}
-    renamed = [back[word] for word in program]
+    inverse = {meaning.get(word, word): word for word in ROBOT.actions}
+    renamed = [inverse[word] for word in program]
     assert robots.run(ROBOT, start, renamed, meaning) == robots.run(ROBOT, start, program)
     assert robots.run(ROBOT, start, program, {}) == robots.run(ROBOT, start, program)
 
@@ -64,9 +66,9 @@ def test_a_grid() -> None:
     trace = robots.run(grid, [1, 0, 3], ["north", "east", "east", "south", "west"])
     assert trace == [[1, 0, 3], [2, 0, 3], [2, 0, 3], [2, 1, 3], [1, 1, 3]]
     semantics.check_meanings(robots.ALTERNATIVES["grid"], grid.actions)
-    asked, others = (worlds.Grids().demos(0, 60, asked=asked) for asked in (True, False))
-    assert not {d.prompt for d in asked} & {d.prompt for d in others}
-    for d in asked:
+    with_question, others = (worlds.Grids().demos(0, 60, asked=with_question) for with_question in (True, False))
+    assert not {d.prompt for d in with_question} & {d.prompt for d in others}
+    for d in with_question:
         assert robots.run(grid, d.extra["starts"][0], d.completion.split())[-1:] == d.extra["ends"]  # type: ignore[index]
 
 
@@ -74,11 +76,11 @@ def test_karel() -> None:
     start = [1, 1, 0, [[2, 1]], [[1, 1]], 8]
     assert robots.run(KAREL, start, ["move"]) is None  # the border
     assert robots.run(KAREL, start, ["turn_right", "move"]) is None  # a wall
-    made = robots.run(KAREL, start, ["pick_marker", "put_marker", "put_marker", "turn_left", "turn_left", "move"])
-    assert made and made[0][4] == [] and made[-1] == [1, 2, 2, [[2, 1]], [[1, 1], [1, 1]], 8]
+    result = robots.run(KAREL, start, ["pick_marker", "put_marker", "put_marker", "turn_left", "turn_left", "move"])
+    assert result and result[0][4] == [] and result[-1] == [1, 2, 2, [[2, 1]], [[1, 1], [1, 1]], 8]
     assert robots.run(KAREL, start, ["pick_marker", "pick_marker"]) is None
-    told = KAREL.labels(start)
-    assert told["wall_ahead"] is True and told["walls_beside"] == (True, True, False, True)
+    labels = KAREL.labels(start)
+    assert labels["wall_ahead"] is True and labels["walls_beside"] == (True, True, False, True)
     for demo in worlds.Karels().demos(0, 5):
         program = demo.completion.split()
         assert 6 <= len(program) <= 10 and len(demo.extra["starts"]) == 5
@@ -97,18 +99,18 @@ def test_alternatives_are_bijections(language: str) -> None:
 
 
 def made(program: str, start: Any = (0, 0, 0, 4)) -> semantics.Program:
-    words = program.split()
-    traces = {"original": robots.run(ROBOT, list(start), words) or []}
-    return semantics.Program("s", tuple(words), True, traces, (), ())
+    actions = program.split()
+    traces = {"original": robots.run(ROBOT, list(start), actions) or []}
+    return semantics.Program("s", tuple(actions), True, traces, (), ())
 
 
 @given(st.integers(1, 6), st.integers(-4, 4))
 def test_offsets_pair_a_word_with_a_later_state(length: int, offset: int) -> None:
     program = made("right " * length)
-    found = semantics.labels([program], ROBOT, ["original"], [offset])["original", "facing", offset]
-    assert int((found != NONE).sum()) == max(0, length - abs(offset)) and len(found) == length
+    result = semantics.labels([program], ROBOT, ["original"], [offset])["original", "facing", offset]
+    assert int((result != NONE).sum()) == max(0, length - abs(offset)) and len(result) == length
     whole = semantics.labels([program], ROBOT, ["original"], [0])["original", "facing", 0]
-    assert all(found[i] == whole[i + offset] for i in range(length) if 0 <= i + offset < length)
+    assert all(result[i] == whole[i + offset] for i in range(length) if 0 <= i + offset < length)
 
 
 @pytest.mark.parametrize("kind", ["bytes", "always", "unigram"])
@@ -116,59 +118,65 @@ def test_offsets_pair_a_word_with_a_later_state(length: int, offset: int) -> Non
 def test_a_word_is_read_where_it_is_predicted(kind: str, prompt: str) -> None:
     model = Model(tiny("llama").module, None)
     model.processor = tokenizer_of(kind)
-    words = ["Mira", "born", "maps"]
-    ids, places = semantics.located(model, prompt, words)
-    assert list(ids) == model.processor(f"{prompt}{'' if prompt[-1].isspace() else ' '}{' '.join(words)}")["input_ids"]
-    for place, following, word in zip(places, [*places[1:], len(ids) - 1], words, strict=True):
-        said = model.processor.convert_ids_to_tokens(list(ids[place + 1 : following + 1]))
-        assert "".join(said).strip("Ġ▁") in (word, "<unk>") or "<unk>" in said
-    assert places[0] >= 0
+    expected = ["Mira", "born", "maps"]
+    ids, positions = semantics.located(model, prompt, expected)
+    assert (
+        list(ids) == model.processor(f"{prompt}{'' if prompt[-1].isspace() else ' '}{' '.join(expected)}")["input_ids"]
+    )
+    for position, following, word in zip(positions, [*positions[1:], len(ids) - 1], expected, strict=True):
+        tokens = model.processor.convert_ids_to_tokens(list(ids[position + 1 : following + 1]))
+        assert "".join(tokens).strip("Ġ▁") in (word, "<unk>") or "<unk>" in tokens
+    assert positions[0] >= 0
 
 
 def test_a_probe_of_the_whole_prefix_computes_any_meaning_and_one_of_nothing_none() -> None:
-    """Gap 0 for vectors that are the words so far; a gap for vectors that are the state; the majority for noise."""
+    """Gap 0 for vectors of the words so far; a gap for vectors of the state; majority accuracy for noise."""
     demos = worlds.Robots(size=2, longest=2, pairs=1).demos(0, 400)
     meanings: dict[str, Any] = {"original": {}, "turned": TURNED}
     runs = []
     for n, demo in enumerate(demos):
-        words = demo.completion.split()
-        traces = {name: robots.run(ROBOT, demo.extra["starts"][0], words, m) or [] for name, m in meanings.items()}
-        runs.append((demo, semantics.Program(str(n // 2), tuple(words), True, traces, (), ())))
-    all_ = [p for _, p in runs]
-    tasks = semantics.labels(all_, ROBOT, list(meanings), [0])
-    specs = [p.spec for p in all_ for _ in p.words]
+        actions = demo.completion.split()
+        traces = {name: robots.run(ROBOT, demo.extra["starts"][0], actions, m) or [] for name, m in meanings.items()}
+        runs.append((demo, semantics.Program(str(n // 2), tuple(actions), True, traces, (), ())))
+    states = [p for _, p in runs]
+    tasks = semantics.labels(states, ROBOT, list(meanings), [0])
+    specs = [p.spec for p in states for _ in p.words]
     parts = probes.split(specs, 0.3, 0.2)
     prefix = [(str(d.extra["starts"]), *p.words[: i + 1]) for d, p in runs for i in range(len(p.words))]
-    state = [str(s) for p in all_ for s in p.traces["original"]]
-    how = ProbeConfig(lr=0.05, epochs=12, rows=128)
+    state = [str(s) for p in states for s in p.traces["original"]]
+    config = ProbeConfig(lr=0.05, epochs=12, rows=128)
 
     def content(features: list[Any]) -> semantics.Content:
-        known = {key: i for i, key in enumerate(dict.fromkeys(features))}
-        vectors = torch.eye(len(known))[[known[key] for key in features]]
-        return semantics.contents(vectors.__getitem__, all_, tasks, parts, how)["facing", 0]
+        index = {key: i for i, key in enumerate(dict.fromkeys(features))}
+        vectors = torch.eye(len(index))[[index[key] for key in features]]
+        return semantics.contents(vectors.__getitem__, states, tasks, parts, config)["facing", 0]
 
     whole, held, blind = content(prefix), content(state), content([0] * len(state))
     assert abs(whole.gap("turned").estimate) < 0.06 and whole.accuracy().estimate > 0.85
     assert held.accuracy().estimate == 1.0 and held.gap("turned").low > 0.2
-    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four ways to look, about as common
+    assert 0.2 < blind.accuracy().estimate < blind.majority + 0.02  # four directions, about equally frequent
 
 
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_on_a_users_model_and_programs(arch: str) -> None:
     demos = worlds.Robots(size=3).demos(1, 40)
     result = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), by_layer=True, probe=QUICK)
-    found = result.findings
-    assert found["correct"]["estimate"] == 1.0 and found["programs"]["run"] == 40 and not found["programs"]["crash"]
-    assert list(found["content"]) == ["facing +0", "facing +1", "position +0", "position +1"]
-    one = found["content"]["position +1"]
+    findings = result.findings
+    assert (
+        findings["correct"]["estimate"] == 1.0
+        and findings["programs"]["run"] == 40
+        and not findings["programs"]["crash"]
+    )
+    assert list(findings["content"]) == ["facing +0", "facing +1", "position +0", "position +1"]
+    one = findings["content"]["position +1"]
     assert {"majority", "accuracy", "untrained", "control", "gaps", "untrained_gaps"} <= set(one)
     assert set(one["gaps"]) == {"turned", "swapped"} and len(result.figures) == 4
-    layer = found["by_layer"]["position +1"]
-    assert len(found["by_layer"]["layers"]) == len(layer["accuracy"]) == len(layer["control task"]) == 3
+    layer = findings["by_layer"]["position +1"]
+    assert len(findings["by_layer"]["layers"]) == len(layer["accuracy"]) == len(layer["control task"]) == 3
     alone = program_semantics(tiny(arch), demos, source="given", offsets=(0, 1), probe=QUICK, layers=(1,)).findings
     assert alone["content"]["position +1"]["accuracy"]["estimate"] == layer["accuracy"][1] and "by_layer" not in alone
-    drawn = result.figures[3]
-    assert isinstance(drawn, figures.Curves) and [line.name for line in drawn.lines] == [
+    figure = result.figures[3]
+    assert isinstance(figure, figures.Curves) and [line.name for line in figure.lines] == [
         "now", "control task, now", "untrained model, now", "1 word later",
     ]  # fmt: skip
     assert set(result.metrics) == {"correct", "content", "gap"}
@@ -176,14 +184,14 @@ def test_on_a_users_model_and_programs(arch: str) -> None:
 
 def test_a_program_that_crashes_under_other_meanings_alone_does_what_is_asked() -> None:
     demos = worlds.Karels(size=5, shortest=2, longest=3, pairs=1).demos(2, 30)
-    found = program_semantics(
+    result = program_semantics(
         tiny("llama"), demos, language="karel", source="given", offsets=(0,), probe=QUICK
     ).findings
-    assert found["programs"]["crash"] > 5 and found["correct"]["estimate"] == 1.0
+    assert result["programs"]["crash"] > 5 and result["correct"]["estimate"] == 1.0
 
 
 def mine() -> Any:
-    """A language of the user's: a lamp."""
+    """A user's language: a lamp."""
 
     class Lamp:
         actions = ("on", "off", "wait")
@@ -198,11 +206,11 @@ def mine() -> Any:
 
 
 def test_a_language_of_ones_own() -> None:
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     demos = []
     for n in range(30):
-        words = [mine().actions[i] for i in draw.integers(3, size=4)]
-        demos.append(Demo(prompt=f"lamp {n} :", completion=" ".join(words), extra={"starts": [0], "ends": [1]}))
+        actions = [mine().actions[i] for i in rng.integers(3, size=4)]
+        demos.append(Demo(prompt=f"lamp {n} :", completion=" ".join(actions), extra={"starts": [0], "ends": [1]}))
     result = program_semantics(
         tiny("llama"), demos, language="test_program_semantics:mine", source="given", probe=QUICK
     )
@@ -213,7 +221,7 @@ def test_a_language_of_ones_own() -> None:
 GOOD = worlds.Robots().demos(0, 4)
 
 
-@pytest.mark.parametrize(("demos", "options", "why"), [
+@pytest.mark.parametrize(("demos", "options", "reason"), [
     ([*GOOD, Demo(prompt="a", completion="move")], {}, "record 5: fields 'starts' and 'ends'"),
     ([*GOOD, Demo(prompt="a", completion="move", extra={"starts": [[0, 0]], "ends": [3]})], {},
      r"record 5: field 'starts': the language cannot read \[0, 0\]"),
@@ -221,10 +229,10 @@ GOOD = worlds.Robots().demos(0, 4)
     (GOOD, {"language": "nowhere"}, "language 'nowhere': module:function is expected"),
     (GOOD, {"language": "test_program_semantics:dict"}, "language 'test_program_semantics:dict' cannot be imported"),
 ])  # fmt: skip
-def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any], why: str) -> None:
-    with pytest.raises(UserError, match=why) as caught:
+def test_what_cannot_be_examined_is_one_line(demos: Any, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason) as error:
         program_semantics(tiny("llama"), demos, source="given", probe=QUICK, **options)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def test_an_untrained_model_writes_no_programs() -> None:
@@ -237,9 +245,9 @@ def test_programs_of_brackets_close_what_they_opened() -> None:
     semantics.check_meanings(machine.alternatives, machine.actions)
     assert len({demo.prompt for demo in program_semantics_real.programs(7)}) == program_semantics_real.PROGRAMS
     for demo in program_semantics_real.programs(7)[:30]:
-        words = demo.completion.split()
-        states = robots.run(machine, [], words)
+        tokens = demo.completion.split()
+        states = robots.run(machine, [], tokens)
         assert states is not None and states[-1] == demo.extra["ends"][0]
-        for before, word in zip([[], *states], words, strict=False):
+        for before, word in zip([[], *states], tokens, strict=False):
             assert word in program_semantics_real.PAIRS or program_semantics_real.PAIRS[before[-1]] == word
-        assert any(robots.run(machine, [], words, other) != states for other in machine.alternatives.values())
+        assert any(robots.run(machine, [], tokens, other) != states for other in machine.alternatives.values())

@@ -1,4 +1,4 @@
-"""Scoring and answering say how far they are where a verb asks for it, and are silent elsewhere."""
+"""Scoring and answering report progress where a verb asks for it, and are silent elsewhere."""
 
 import pytest
 
@@ -14,14 +14,14 @@ def impatient(monkeypatch):
 
 
 def test_scoring_and_answering_are_counted_inside_and_silent_outside(taught, world, impatient, capsys):
-    model, some = taught("llama"), world.retain[:4]
+    model, records = taught("llama"), world.retain[:4]
     with progress.shown("before training"), progress.within("K = 2"):
-        forgetting.known(model, some)
-        generate.generate(model, [r.prompt for r in some], rows=2)
+        forgetting.known(model, records)
+        generate.generate(model, [r.prompt for r in records], rows=2)
     err = capsys.readouterr().err
     assert "before training, K = 2: answering: 3/4 records" in err and "s left" in err
     with progress.within("K = 2"):
-        generate.generate(model, [r.prompt for r in some])
+        generate.generate(model, [r.prompt for r in records])
     with pytest.raises(ZeroDivisionError), progress.shown("x"), progress.Counted("scoring", 3) as bar:
         bar.advance()
         1 / 0  # noqa: B018

@@ -1,4 +1,4 @@
-"""From an adapter to a folder for others: merged, described, sent; and models of llama.cpp's files."""
+"""From an adapter to a folder for others: merged, described, uploaded; and models from llama.cpp's files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def run(fresh, world, tmp_path_factory):
     root = tmp_path_factory.mktemp("publish")
     fresh("llama", d=32, context=128).save(root / "start")
     (root / "demos.jsonl").write_text("".join(json.dumps(as_row(r)) + "\n" for r in world.retain[:12]))
-    words = ["run", "sft", "--demos", str(root / "demos.jsonl"), "--model", str(root / "start"), "--lora", "2"]
-    assert cli.main([*words, "--lr", "1e-2", "--steps", "2", "--rows", "4", "--out", str(root / "run")]) == 0
+    command = ["run", "sft", "--demos", str(root / "demos.jsonl"), "--model", str(root / "start"), "--lora", "2"]
+    assert cli.main([*command, "--lr", "1e-2", "--steps", "2", "--rows", "4", "--out", str(root / "run")]) == 0
     return root
 
 
@@ -61,14 +61,14 @@ def test_what_does_not_agree_is_not_kept(run, monkeypatch):
 
 def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run):
     text = (run / "run" / "model" / "README.md").read_text()
-    told = json.loads((run / "run" / "result.json").read_text())
+    saved = json.loads((run / "run" / "result.json").read_text())
     meta = yaml.safe_load(text.split("---")[1])
     assert meta["library_name"] == "peft" and set(meta["tags"]) >= {"didact", "sft"} and "base_model" not in meta
     values = {m["type"]: m["value"] for m in meta["model-index"][0]["results"][0]["metrics"]}
-    assert values["token_accuracy"] == told["metrics"]["token_accuracy"]["after"]
-    assert "demos.jsonl" in text and str(run) not in text  # where files lay is nobody's business
+    assert values["token_accuracy"] == saved["metrics"]["token_accuracy"]["after"]
+    assert "demos.jsonl" in text and str(run) not in text  # local paths are not published
     assert not files.damage(run / "run" / "model") and not files.foreign(run / "run" / "model")
-    words = [
+    phrases = [
         "compare",
         "sft",
         "--demo",
@@ -80,7 +80,7 @@ def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run)
     ]
     assert (
         cli.main(
-            [*words, "--seeds", "1", "--lrs", "1e-3", "--beyond-lrs", "0", "--rows", "2", "--out", str(run / "which")]
+            [*phrases, "--seeds", "1", "--lrs", "1e-3", "--beyond-lrs", "0", "--rows", "2", "--out", str(run / "which")]
         )
         == 0
     )
@@ -89,32 +89,32 @@ def test_a_card_stands_beside_every_saved_model_and_holds_what_was_measured(run)
 
 
 class Hub:
-    """As much of the hub's interface as one upload takes; what came is in `commits`."""
+    """The part of the hub's interface that an upload needs; `commits` has the uploads."""
 
     def __init__(self, status="200 OK"):
         self.status, self.paths, self.commits = status, [], []
 
     def __call__(self, connection, path, body):
         self.paths.append(path)
-        told = {}
+        response = {}
         if path.endswith("/repos/create"):
-            told = {"url": f"{self.served.url.removesuffix('/v1')}/me/mine", "name": "me/mine", "id": "1"}
+            response = {"url": f"{self.served.url.removesuffix('/v1')}/me/mine", "name": "me/mine", "id": "1"}
         elif "/preupload/" in path:
             names = [f["path"] for f in json.loads(body)["files"]]
-            told = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+            response = {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
         elif "/commit/" in path:
             self.commits += [json.loads(line) for line in body.splitlines()]
-            told = {
+            response = {
                 "success": True,
                 "commitUrl": f"{self.served.url.removesuffix('/v1')}/me/mine/commit/1",
                 "commitOid": "1",
                 "pullRequestUrl": None,
             }
         else:
-            told = {"id": "me/mine", "sha": "1", "siblings": []}
+            response = {"id": "me/mine", "sha": "1", "siblings": []}
         if not self.status.startswith("200"):
-            told = {"error": "no token of yours: hf_secret12345"}
-        connection.sendall(servers.said(json.dumps(told), self.status, Content_Type="application/json"))
+            response = {"error": "no token of yours: hf_secret12345"}
+        connection.sendall(servers.said(json.dumps(response), self.status, Content_Type="application/json"))
 
 
 @pytest.fixture
@@ -122,35 +122,35 @@ def hub(monkeypatch):
     from huggingface_hub import constants
 
     def start(status="200 OK", token="hf_secret12345"):
-        found = Hub(status)
-        served = servers.Raw(found)
+        server = Hub(status)
+        served = servers.Raw(server)
         monkeypatch.setattr(constants, "ENDPOINT", served.url.removesuffix("/v1"))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", token)
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.setenv(name, "127.0.0.1")
-        found.served = served
-        return found
+        server.served = served
+        return server
 
     return start
 
 
 def test_a_model_is_sent_with_its_card_and_the_token_is_never_shown(run, hub, capsys):
-    found = hub()
-    words = ["push", str(run / "run"), "--to", "me/mine"]
-    assert cli.main([*words, "--dry-run"]) == 0 and not found.paths
-    shown = capsys.readouterr().out
-    assert "README.md" in shown and "didact merge" in shown and "nothing was sent" in shown
-    assert cli.main(words) == 0
-    sent = {c["value"]["path"]: base64.b64decode(c["value"]["content"]) for c in found.commits if c["key"] == "file"}
-    place = run / "run" / "model"
-    assert sent["adapter_model.safetensors"] == (place / "adapter_model.safetensors").read_bytes()
-    assert sent["README.md"] == (place / "README.md").read_bytes() and ".didact.json" not in sent
+    server = hub()
+    command = ["push", str(run / "run"), "--to", "me/mine"]
+    assert cli.main([*command, "--dry-run"]) == 0 and not server.paths
+    stdout = capsys.readouterr().out
+    assert "README.md" in stdout and "didact merge" in stdout and "nothing was sent" in stdout
+    assert cli.main(command) == 0
+    sent = {c["value"]["path"]: base64.b64decode(c["value"]["content"]) for c in server.commits if c["key"] == "file"}
+    path = run / "run" / "model"
+    assert sent["adapter_model.safetensors"] == (path / "adapter_model.safetensors").read_bytes()
+    assert sent["README.md"] == (path / "README.md").read_bytes() and ".didact.json" not in sent
     refused = hub("403 Forbidden")
-    assert cli.main(words) == 2 and refused.paths
-    told = capsys.readouterr()
-    assert "hf_secret12345" not in told.out + told.err and "refuses me/mine" in told.err
-    assert len(told.err.strip().splitlines()) == 1
+    assert cli.main(command) == 2 and refused.paths
+    captured = capsys.readouterr()
+    assert "hf_secret12345" not in captured.out + captured.err and "refuses me/mine" in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
 
 
 def test_what_cannot_be_sent_is_one_line(run, hub, monkeypatch, tmp_path):
@@ -183,11 +183,11 @@ def test_a_file_of_llama_cpp_opens_as_the_model_it_was_made_of(fresh, tmp_path, 
     ids = torch.tensor([model.tokenizer(text)["input_ids"]])
     assert torch.allclose(again.module(ids).logits, model.module(ids).logits, atol=1e-4)
     tuned = adapters.lora(copy_of(again), 2)
-    assert tuned.save(tmp_path / "merged") == "hf"  # no folder that peft could open
+    assert tuned.save(tmp_path / "merged") == "hf"  # not a folder that peft could open
 
 
 def write_gguf(gguf, model, path):
-    """A Llama as llama.cpp keeps it: its names, and rows of queries and keys in its order for rotary positions."""
+    """Write a Llama in llama.cpp's format: its names, and query and key rows in its order for rotary positions."""
     config, tokenizer, state = model.config, model.tokenizer, model.module.state_dict()
     out = gguf.GGUFWriter(str(path), "llama")
     out.add_context_length(config.max_position_embeddings)
@@ -199,14 +199,14 @@ def write_gguf(gguf, model, path):
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_rope_freq_base(config.rope_parameters["rope_theta"])
     out.add_vocab_size(config.vocab_size)
-    told = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     out.add_tokenizer_model("gpt2")
     out.add_token_list(tokenizer.convert_ids_to_tokens(range(config.vocab_size)))
     out.add_token_types([1] * config.vocab_size)
-    out.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in told["merges"]])
+    out.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in vocabulary["merges"]])
     for name in ("bos", "eos"):
-        if (found := getattr(tokenizer, f"{name}_token_id")) is not None:
-            getattr(out, f"add_{name}_token_id")(found)
+        if (token_id := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(out, f"add_{name}_token_id")(token_id)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     for name, value in state.items():
         array = value.float().numpy()
@@ -222,20 +222,20 @@ def write_gguf(gguf, model, path):
 
 
 def test_a_chat_shows_both_models_each_with_its_own_history(run, monkeypatch, capsys):
-    heard = []
+    messages = []
     spoken = generate.sample
 
     def listened(model, prompts, n, how):
-        heard.append(str(prompts[0]))
+        messages.append(str(prompts[0]))
         return spoken(model, prompts, n, how)
 
     monkeypatch.setattr(generate, "sample", listened)
     monkeypatch.setattr("sys.stdin", io.StringIO("Where was Noor born?\nAnd when?\n/new\nWho?\n/quit\nnever\n"))
     assert cli.main(["try", str(run / "run"), "--max-new-tokens", "4"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.count("before") >= 3 and "you  And when?" in shown and "never" not in shown
+    stdout = capsys.readouterr().out
+    assert stdout.count("before") >= 3 and "you  And when?" in stdout and "never" not in stdout
     chat = verbs.Chat(str(run / "run"), 4)
-    said = chat.say("Where was Noor born?")
-    assert set(said) == {"before", "after"} and heard[:2] == ["Where was Noor born?"] * 2
-    second = {name: f"Where was Noor born?\n{said[name]}\nAnd when?" for name in said}
-    assert heard[2:4] == list(second.values()) and heard[4:6] == ["Who?"] * 2  # begun anew
+    reply = chat.say("Where was Noor born?")
+    assert set(reply) == {"before", "after"} and messages[:2] == ["Where was Noor born?"] * 2
+    second = {name: f"Where was Noor born?\n{reply[name]}\nAnd when?" for name in reply}
+    assert messages[2:4] == list(second.values()) and messages[4:6] == ["Who?"] * 2  # downloaded again

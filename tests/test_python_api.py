@@ -1,4 +1,4 @@
-"""didact as a Python user meets it: short reprs, numbers that are there, results that the command line reads."""
+"""didact's Python interface: short reprs, available metrics, results that the command line reads."""
 
 import json
 import runpy
@@ -24,16 +24,16 @@ def test_what_there_is_is_listed_and_shown_in_a_line(gone, taught, world, tmp_pa
     assert {"load", "read", "Fit", "Demo", "unlearning", "baselines"} <= set(dir(didact))
     assert "npo" in dir(didact.unlearning) and "npo" in repr(didact.unlearning)
     (tmp_path / "d.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 500)
-    for shown in (gone, taught("llama"), didact.read(tmp_path / "d.jsonl")):
-        assert len(repr(shown)) < 400, type(shown)
+    for value in (gone, taught("llama"), didact.read(tmp_path / "d.jsonl")):
+        assert len(repr(value)) < 400, type(value)
     assert repr(gone) == "Result(model, 2 steps)" and "500 Demo" in repr(didact.read(tmp_path / "d.jsonl"))
 
 
 def test_a_model_answers_and_scores(taught, world):
     model, record = taught("llama"), world.retain[0]
     assert model.answer(record.prompt) == record.completion == model.answer([record.prompt])[0]
-    right, wrong = model.score([(record.prompt, record.completion), (record.prompt, record.perturbed[0])])
-    assert isinstance(right, Likelihood) and right.logp > wrong.logp and right.tokens > 0
+    gold, perturbed = model.score([(record.prompt, record.completion), (record.prompt, record.perturbed[0])])
+    assert isinstance(gold, Likelihood) and gold.logp > perturbed.logp and gold.tokens > 0
 
 
 def test_fit_for_is_the_papers_training_at_the_models_size(taught, world, capsys):
@@ -45,7 +45,7 @@ def test_fit_for_is_the_papers_training_at_the_models_size(taught, world, capsys
     with pytest.raises(UserError, match="few_shot has no `fit`"):
         didact.fit_for(baselines.few_shot, model)
     idle = baselines.sft(model, world.retain[:4], fit=Fit(lr=1e-9, steps=1))
-    assert idle.metrics and "hardly move" in (said := " ".join(idle.warnings)) and "didact.fit_for" in said
+    assert idle.metrics and "hardly move" in (warnings := " ".join(idle.warnings)) and "didact.fit_for" in warnings
     moved = baselines.sft(model, world.retain[:4], fit=didact.fit_for(baselines.sft, model, steps=5))
     assert moved.metrics and "hardly move" not in " ".join(moved.warnings)
 
@@ -57,8 +57,8 @@ def test_metrics_are_made_when_they_are_looked_at(taught, world, capsys):
     assert result.evaluate(demo=world.holdout)["token_accuracy"].before < 0.9
     assert result.metrics["token_accuracy"].before < 0.9 and result.metrics["token_accuracy"].n == len(world.holdout)
     result.report()
-    shown = capsys.readouterr().out
-    assert "token_accuracy" in shown and world.retain[0].completion in shown and len(result.samples) == 3
+    stdout = capsys.readouterr().out
+    assert "token_accuracy" in stdout and world.retain[0].completion in stdout and len(result.samples) == 3
     with pytest.raises(UserError, match="sft takes no records named forget: give demos"):
         result.evaluate(forget=world.forget)
     with pytest.raises(AttributeError):
@@ -70,8 +70,8 @@ def test_a_saved_result_is_what_the_command_line_leaves(gone, taught, world, tmp
     start = didact.load(tmp_path / "start")
     result = unlearning.npo(start, forget=world.forget, retain=world.retain, fit=QUICK.replace(lora=2))
     result.save(tmp_path / "out")
-    told = json.loads((tmp_path / "out/result.json").read_text())
-    assert told["method"] == "npo" and told["options"]["beta"]["value"] == 0.1 and told["metrics"] == {}
+    saved = json.loads((tmp_path / "out/result.json").read_text())
+    assert saved["method"] == "npo" and saved["options"]["beta"]["value"] == 0.1 and saved["metrics"] == {}
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     page = (tmp_path / "out/report.html").read_text()
     assert "npo" in page and "Repeat it" not in page
@@ -79,18 +79,18 @@ def test_a_saved_result_is_what_the_command_line_leaves(gone, taught, world, tmp
     assert row["before"] == world.forget[0].completion
     data = tmp_path / "forget.jsonl"
     data.write_text("".join(json.dumps({"prompt": d.prompt, "completion": d.completion}) + "\n" for d in world.forget))
-    found = verbs.evaluate(str(tmp_path / "out"), str(data), "answer", device="cpu")
-    assert found["token_accuracy"].before > 0.9
-    # An adapter alone names its start.
+    scores = verbs.evaluate(str(tmp_path / "out"), str(data), "answer", device="cpu")
+    assert scores["token_accuracy"].before > 0.9
+    # A saved adapter names its start model.
     alone = verbs.evaluate(str(tmp_path / "out/model"), str(data), "answer", device="cpu")
-    assert alone["token_accuracy"].before == found["token_accuracy"].before
+    assert alone["token_accuracy"].before == scores["token_accuracy"].before
     result.save(tmp_path / "out")  # over itself
 
 
 def test_the_example_runs(capsys):
-    made = runpy.run_path(str(EXAMPLE))
-    assert made["opened"].answer("The capital of Italy is").strip() == "Rome"
-    assert (made["folder"] / "report.html").exists()
-    metrics = made["unlearnt"].metrics
+    namespace = runpy.run_path(str(EXAMPLE))
+    assert namespace["opened"].answer("The capital of Italy is").strip() == "Rome"
+    assert (namespace["folder"] / "report.html").exists()
+    metrics = namespace["unlearnt"].metrics
     assert metrics["forget_probability"].after < 0.5 * metrics["forget_probability"].before
     assert "page: " in capsys.readouterr().out

@@ -21,11 +21,11 @@ FIT = Fit(lr=1e-2, steps=4, rows=2)
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    made = {}
+    cache = {}
     for kind in ("llama", "gpt2"):
         model = build.build(kind, byte_tokenizer(), d=64, layers=2, heads=4, ffn=128, context=64, **MORE[kind])
-        model.save(made.setdefault(kind, tmp_path_factory.mktemp(kind) / "m"))
-    return made
+        model.save(cache.setdefault(kind, tmp_path_factory.mktemp(kind) / "m"))
+    return cache
 
 
 @pytest.mark.parametrize("kind, held", [("llama", "nf4"), ("gpt2", "nf4"), ("llama", "int8"), ("gpt2", "int8")])
@@ -41,7 +41,7 @@ def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders
     result = baselines.sft(start, DEMOS, fit=FIT.replace(lora=4))
     assert result.history[-1]["loss"] < 0.97 * result.history[0]["loss"]
     learnt = [p for n, p in result.models["model"].module.named_parameters() if "lora_B" in n]
-    assert start.fingerprint() == before and all(p.abs().max() > 0 for p in learnt)  # those of the first layer too
+    assert start.fingerprint() == before and all(p.abs().max() > 0 for p in learnt)  # also those of the first layer
     result.save(tmp_path)
     again = didact.load(tmp_path / "model", "cpu")
     assert again.quantized == held
@@ -53,19 +53,19 @@ def test_an_adapter_is_trained_on_them_and_opens_on_the_same(kind, held, folders
 
 
 def test_a_comparison_and_evaluate_hold_the_start_in_them(folders, tmp_path):
-    """Adapters of a comparison stand on it, and the start of a run is scored as it was then."""
+    """A comparison's adapters use it as base, and a run's start model is scored in the same quantisation."""
     pytest.importorskip("bitsandbytes", reason="pip install didact[quantize]")
     data = tmp_path / "d.jsonl"
     data.write_text("".join(f'{{"prompt": "p{i}", "completion": "c{i}"}}\n' for i in range(20)))
     start = ["--model", str(folders["llama"]), "--device=cpu", "--quantize=nf4", "--lora=2"]
-    words = ["compare", "sft", *start, "--demo", str(data), "--out", str(tmp_path / "compare"), "--seeds=1"]
-    assert main([*words, "--budget=2k-tokens", "--lrs=1e-3"]) == 0
+    command = ["compare", "sft", *start, "--demo", str(data), "--out", str(tmp_path / "compare"), "--seeds=1"]
+    assert main([*command, "--budget=2k-tokens", "--lrs=1e-3"]) == 0
     assert didact.load(tmp_path / "compare/models/sft", "cpu").quantized == "nf4"
-    words = ["run", "sft", *start, "--demos", str(data), "--score-on", str(data), "--out", str(tmp_path / "run")]
-    assert main([*words, "--steps=1", "--lr=1e-3"]) == 0
-    told = read_json(tmp_path / "run/result.json")["metrics"]["probability"]["before"]
+    command = ["run", "sft", *start, "--demos", str(data), "--score-on", str(data), "--out", str(tmp_path / "run")]
+    assert main([*command, "--steps=1", "--lr=1e-3"]) == 0
+    saved = read_json(tmp_path / "run/result.json")["metrics"]["probability"]["before"]
     assert verbs.evaluate(f"{tmp_path}/run", str(data), "answer", device="cpu")["probability"].before == pytest.approx(
-        told
+        saved
     )
 
 
@@ -73,14 +73,14 @@ def test_a_comparison_and_evaluate_hold_the_start_in_them(folders, tmp_path):
 def test_what_cannot_be_is_told_in_a_line_before_anything_is_loaded(verb, folders, tmp_path, monkeypatch, capsys):
     data = tmp_path / "d.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 9)
-    words = [verb, "sft", "--model", str(folders["llama"]), "--demos", str(data), "--out", str(tmp_path / "o")]
-    words += ["--budget=2k-tokens"] * (verb == "compare")
+    command = [verb, "sft", "--model", str(folders["llama"]), "--demos", str(data), "--out", str(tmp_path / "o")]
+    command += ["--budget=2k-tokens"] * (verb == "compare")
     monkeypatch.setattr("didact.models.load.load", lambda *a, **k: pytest.fail("it was loaded"))
-    assert main([*words, "--quantize", "nf4", "--lora", "0"]) == 2
-    there = importlib.util.find_spec("bitsandbytes") is not None
-    mend = "quantized weights are not trained, only an adapter: --lora 8" if there else "pip install"
+    assert main([*command, "--quantize", "nf4", "--lora", "0"]) == 2
+    installed = importlib.util.find_spec("bitsandbytes") is not None
+    mend = "quantized weights are not trained, only an adapter: --lora 8" if installed else "pip install"
     assert mend in capsys.readouterr().err
-    assert main([*words, "--quantize", "fp4", "--lora", "8"]) == 2
+    assert main([*command, "--quantize", "fp4", "--lora", "8"]) == 2
     assert "nf4, int8" in capsys.readouterr().err
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'didact\[quantize\]'"):

@@ -1,4 +1,4 @@
-"""Readers: any bytes give records or one `UserError` that names file and line; nothing is lost in between."""
+"""Readers: any bytes give records or one `UserError` that names file and line; no field is lost."""
 
 import csv
 import dataclasses
@@ -68,13 +68,13 @@ def write(folder, *lines, name="data.jsonl", newline="\n"):
 
 
 def complaint(path, kind="demo", **options):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         read(path, kind, **options)
-    return str(caught.value)
+    return str(error.value)
 
 
 def read_or_one_complaint(path, kind):
-    """Records that survive a round trip, or a `UserError` that names the file."""
+    """Check that a file gives records that survive a round trip, or a `UserError` that names the file."""
     try:
         records = read(path, kind)
     except UserError as error:
@@ -149,10 +149,10 @@ edits = st.tuples(
 @given(line=st.sampled_from(VALID), edits=st.lists(edits, min_size=1, max_size=4), kind=kinds)
 def test_mutated_valid_lines_give_records_or_one_complaint(tmp_path, line, edits, kind):
     raw = line.encode()
-    for what, at, piece in edits:
+    for edit, at, piece in edits:
         at %= len(raw) + 1
-        end = {"change": at + len(piece), "drop": at + 1, "insert": at, "cut": len(raw)}[what]
-        raw = raw[:at] + (b"" if what in ("drop", "cut") else piece) + raw[end:]
+        end = {"change": at + len(piece), "drop": at + 1, "insert": at, "cut": len(raw)}[edit]
+        raw = raw[:at] + (b"" if edit in ("drop", "cut") else piece) + raw[end:]
     path = tmp_path / "mutated.jsonl"
     path.write_bytes(raw)
     read_or_one_complaint(path, kind)
@@ -177,9 +177,9 @@ def whole_files():
     csv.DictWriter(table, ["prompt", "completion", "perturbed", "score"]).writerows(rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), parquet)
     lines = "\n".join(map(json.dumps, rows)).encode()
-    made = (json.dumps(rows, indent=1).encode(), table.getvalue().encode())
+    encoded = (json.dumps(rows, indent=1).encode(), table.getvalue().encode())
     return dict(
-        zip(OTHERS, (*made, made[1].replace(b",", b"\t"), parquet.getvalue(), gzip.compress(lines)), strict=True)
+        zip(OTHERS, (*encoded, encoded[1].replace(b",", b"\t"), parquet.getvalue(), gzip.compress(lines)), strict=True)
     )
 
 
@@ -198,11 +198,11 @@ def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, c
         read_or_one_complaint(tmp_path / name, kind)
 
 
-# --- every kind of bad input, each with its own line -----------------------------------------
+# --- every kind of bad input, each with its own message --------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         (
             {"prompt": "p"},
@@ -244,10 +244,10 @@ def test_damaged_files_of_every_format_give_records_or_one_complaint(tmp_path, c
         ),
     ],
 )
-def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, line, says):
+def test_a_bad_line_is_named_by_file_line_and_field(tmp_path, line, expected):
     path = write(tmp_path, GOOD, "", line, GOOD)
     message = complaint(path)
-    assert message.startswith(f"{path}:3: ") and says in message
+    assert message.startswith(f"{path}:3: ") and expected in message
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "1" + "0" * 400])
@@ -256,9 +256,9 @@ def test_numbers_that_are_not_finite_floats_are_refused(tmp_path, number):
     assert complaint(path, "text").startswith(f"{path}:1: field 'score'")
 
 
-@pytest.mark.parametrize("where", ['"x": [[1, NaN]], "y": [1]', '"x": [[1, 2]], "y": [-Infinity]'])
-def test_nan_is_found_deep_in_a_table(tmp_path, where):
-    path = write(tmp_path, "{" + where + "}")
+@pytest.mark.parametrize("fields", ['"x": [[1, NaN]], "y": [1]', '"x": [[1, 2]], "y": [-Infinity]'])
+def test_nan_is_found_deep_in_a_table(tmp_path, fields):
+    path = write(tmp_path, "{" + fields + "}")
     assert "holds NaN or an infinity" in complaint(path, "example")
 
 
@@ -274,7 +274,7 @@ def test_whole_numbers_are_read_as_floats_where_a_float_is_meant(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("raw", "says"),
+    ("raw", "expected"),
     [
         (b"", "no Demo record in it: it is empty"),
         (b"\n \n\n", "no Demo record in it: it is empty"),
@@ -282,11 +282,11 @@ def test_whole_numbers_are_read_as_floats_where_a_float_is_meant(tmp_path):
         (b'{"prompt": "p", "completion": "c"}\n{"prompt": "\xe9"}\n', ":2: not UTF-8 text"),
     ],
 )
-def test_a_file_without_records_is_one_line(tmp_path, raw, says):
+def test_a_file_without_records_is_one_line(tmp_path, raw, expected):
     path = tmp_path / "data.jsonl"
     path.write_bytes(raw)
     message = complaint(path)
-    assert message.startswith(str(path)) and says in message and "\n" not in message
+    assert message.startswith(str(path)) and expected in message and "\n" not in message
 
 
 def test_a_missing_file_and_a_folder_are_one_line_each(tmp_path):
@@ -326,18 +326,19 @@ def test_classified_texts_are_demonstrations_with_the_labels_as_choices(tmp_path
     ]
     records = read(write(tmp_path, *[{"sentence": f"s{i}", "label": i % 2} for i in range(4)]))
     assert records[1].completion == "1" and records[1].choices == ["0", "1"]
-    named = [row | {"label": 0, "label_text": "no"} for row in ({"text": "a"}, {"text": "b"})]
-    assert [r.completion for r in read(write(tmp_path, *named))] == ["no", "no"]
+    labelled = [row | {"label": 0, "label_text": "no"} for row in ({"text": "a"}, {"text": "b"})]
+    assert [r.completion for r in read(write(tmp_path, *labelled))] == ["no", "no"]
     both = write(tmp_path, *[row | {"fine": f"f{i // 3}"} for i, row in enumerate(LABELLED)])
     assert "several fields may be the label, 'intent', 'fine': choose one with --map completion=intent" in complaint(
         both
     )
     assert read(both, "demo", {"completion": "fine"})[0].choices == ["f0", "f1"]
-    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {"intent": "a"}  # asked for texts, they are texts
-    many = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
-    assert many[0].choices is None  # every text has its own: no classes
-    asked = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})
-    assert "--map prompt=question,completion=answer" in complaint(asked)  # beside an answer a category is none
+    # Read as texts, the labels go to `extra`
+    assert read(write(tmp_path, *LABELLED), "text")[0].extra == {"intent": "a"}
+    distinct = read(write(tmp_path, *[{"text": f"t{i}", "label": f"l{i}"} for i in range(6)]))
+    assert distinct[0].choices is None  # every text has a label of its own: no classes
+    ambiguous = write(tmp_path, {"question": "q", "answer": "a", "category": "c"})
+    assert "--map prompt=question,completion=answer" in complaint(ambiguous)  # an answer outranks a category
 
 
 def test_json_over_several_lines_and_of_splits_is_read(tmp_path):
@@ -365,11 +366,11 @@ def test_json_over_several_lines_and_of_splits_is_read(tmp_path):
 
 def test_plain_text_is_a_document_and_a_folder_of_it_one_a_file(tmp_path):
     (tmp_path / "b").mkdir()
-    (tmp_path / "b/1.txt").write_text(told := "One day.\n\nIt rained.\n")
+    (tmp_path / "b/1.txt").write_text(text := "One day.\n\nIt rained.\n")
     (tmp_path / "b/2.md").write_text("# Two\n")
-    assert [r.text for r in read(tmp_path / "b/1.txt", "text")] == [told]
-    assert [r.text for r in read(tmp_path / "b", "text")] == [told, "# Two\n"]
-    (tmp_path / "rows.txt").write_text('{"prompt": "p", "completion": "c"}\n' * 2)  # as it was always read
+    assert [r.text for r in read(tmp_path / "b/1.txt", "text")] == [text]
+    assert [r.text for r in read(tmp_path / "b", "text")] == [text, "# Two\n"]
+    (tmp_path / "rows.txt").write_text('{"prompt": "p", "completion": "c"}\n' * 2)  # JSON lines in a .txt file
     assert len(read(tmp_path / "rows.txt", "demo")) == 2
     (tmp_path / "none.txt").write_text("\n")
     with pytest.raises(UserError, match="it is empty"):
@@ -377,13 +378,13 @@ def test_plain_text_is_a_document_and_a_folder_of_it_one_a_file(tmp_path):
 
 
 def test_sharegpt_is_read_by_every_record_with_a_prompt(tmp_path):
-    said = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from": "human", "value": "x"}]
-    path = write(tmp_path, {"conversations": [*said, {"from": "gpt", "value": "y"}]})
+    turns = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}, {"from": "human", "value": "x"}]
+    path = write(tmp_path, {"conversations": [*turns, {"from": "gpt", "value": "y"}]})
     (record,) = read(path)
     assert record.completion == "y" and [t["role"] for t in record.prompt.turns] == ["user", "assistant", "user"]
     assert [r.completion for r in read(path, turns="all")] == ["ho", "y"]
     assert read(path, "demo", {"messages": "conversations"})[0] == record
-    row = {"conversations": said[:1], "chosen": said[1], "rejected": {"from": "gpt", "value": "no"}}
+    row = {"conversations": turns[:1], "chosen": turns[1], "rejected": {"from": "gpt", "value": "no"}}
     (pair,) = read(write(tmp_path, row), "preference")
     assert (pair.prompt.turns[0]["content"], pair.chosen, pair.rejected) == ("hi", "ho", "no")
 
@@ -399,7 +400,7 @@ def test_skip_bad_with_nothing_left_still_complains(tmp_path):
     assert "all 2 lines are bad" in complaint(write(tmp_path, "x", "y"), skip_bad=True)
 
 
-# --- what is read ----------------------------------------------------------------------------
+# --- fields and conversations ----------------------------------------------------------------
 
 
 def test_rename_maps_the_files_fields_to_the_records(tmp_path):
@@ -430,20 +431,20 @@ def test_a_conversation_survives_the_way_to_a_line_copies_and_pickles(tmp_path):
 
 
 def test_trls_conversational_fields_are_read_for_every_record_with_a_prompt(tmp_path):
-    asked, good, bad = [turn("user", "q")], [turn("assistant", "a")], [turn("assistant", "b")]
+    question, better, worse = [turn("user", "q")], [turn("assistant", "a")], [turn("assistant", "b")]
     rows = {
-        "demo": {"prompt": asked, "completion": good},
-        "preference": {"prompt": asked, "chosen": good, "rejected": bad},
-        "judged": {"prompt": asked, "completion": good, "label": True},
-        "scored": {"messages": asked + good, "score": 2},
-        "critique": {"prompt": asked, "completion": bad, "feedback": "f", "refinement": good},
+        "demo": {"prompt": question, "completion": better},
+        "preference": {"prompt": question, "chosen": better, "rejected": worse},
+        "judged": {"prompt": question, "completion": better, "label": True},
+        "scored": {"messages": question + better, "score": 2},
+        "critique": {"prompt": question, "completion": worse, "feedback": "f", "refinement": better},
     }
     for kind, row in rows.items():
         (record,) = read(write(tmp_path, row), kind)
-        assert record.prompt.turns == tuple(asked)
-        said = {name: getattr(record, name, None) for name in ("completion", "chosen", "rejected", "refinement")}
-        expected = {name: row[name][0]["content"] for name in said if name in row}
-        assert {name: text for name, text in said.items() if text and name in row} == expected
+        assert record.prompt.turns == tuple(question)
+        texts = {name: getattr(record, name, None) for name in ("completion", "chosen", "rejected", "refinement")}
+        expected = {name: row[name][0]["content"] for name in texts if name in row}
+        assert {name: text for name, text in texts.items() if text and name in row} == expected
 
 
 def test_whole_dialogues_are_split_where_they_begin_to_differ(tmp_path):
@@ -548,13 +549,13 @@ def test_a_table_is_read_by_its_fields_types(tmp_path):
 
 def test_a_tables_messages_are_json_in_a_cell(tmp_path):
     path = tmp_path / "data.csv"
-    with path.open("w", newline="") as handle:
-        csv.writer(handle).writerows([["messages"], [json.dumps([turn("user", "q"), turn("assistant", "a")])]])
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [json.dumps([turn("user", "q"), turn("assistant", "a")])]])
     assert read(path)[0].prompt.turns == (turn("user", "q"),)
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "says"),
+    ("body", "kind", "expected"),
     [
         ('"p\nq\nr",c\np,\n', "demo", ":5: field 'completion' is missing; this line has 'prompt'"),
         ("p,c,more\n", "demo", ":2: 3 cells, but the header has 2"),
@@ -562,11 +563,11 @@ def test_a_tables_messages_are_json_in_a_cell(tmp_path):
         ('p,"c"d\n', "demo", ":2: not a table:"),
     ],
 )
-def test_a_bad_cell_is_named_by_the_line_its_row_begins_on(tmp_path, body, kind, says):
+def test_a_bad_cell_is_named_by_the_line_its_row_begins_on(tmp_path, body, kind, expected):
     path = tmp_path / "data.csv"
     path.write_text("prompt,completion\n" + body)
     message = complaint(path, kind)
-    assert message.startswith(str(path)) and says in message
+    assert message.startswith(str(path)) and expected in message
 
 
 def test_a_cell_that_does_not_fit_its_field_says_how_to_write_it(tmp_path):
@@ -594,7 +595,7 @@ def test_an_array_is_read_item_by_item_with_their_lines(tmp_path):
     )
     path.write_text('[{"prompt": "p",\n "completion": "c"},\n')
     assert complaint(path) == f"{path}:3: not valid JSON: the array is not closed"
-    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))  # lines under the same ending
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))  # JSON lines with the same suffix
     assert len(read(path)) == 2
 
 
@@ -742,14 +743,14 @@ def test_huge_integers_outside_number_fields_are_kept_as_they_are():
 
 def test_every_line_of_the_page_on_records_is_read_whole():
     page = (Path(__file__).parent.parent / "docs" / "records.md").read_text()
-    shown = re.findall(r"\*\*`(\w+)`\*\*.*?```json\n(.*?)```", page, re.S)
-    assert {kind for kind, _ in shown} == set(RECORDS)
-    for kind, lines in shown:
+    examples = re.findall(r"\*\*`(\w+)`\*\*.*?```json\n(.*?)```", page, re.S)
+    assert {kind for kind, _ in examples} == set(RECORDS)
+    for kind, lines in examples:
         for line in lines.splitlines():
             assert not parse(line, RECORDS[kind]).extra, line
 
 
-# --- forms of other data sets --------------------------------------------------------------------
+# --- formats of other data sets --------------------------------------------------------------
 
 USER, TARN, OSSO = (
     {"role": r, "content": c} for r, c in (("user", "Where?"), ("assistant", "Tarn"), ("assistant", "Osso"))
@@ -758,7 +759,7 @@ BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
 
 
 @pytest.mark.parametrize(
-    ("row", "kind", "wanted"),
+    ("row", "kind", "expected"),
     [
         ({"instruction": "Answer.", "input": "Where?", "output": "Tarn"}, "demo", ("Answer.\n\nWhere?", "Tarn")),
         ({"instruction": "Answer.", "input": "", "output": "Tarn"}, "demo", ("Answer.", "Tarn")),
@@ -778,19 +779,21 @@ BOTH = {"chosen": [USER, TARN], "rejected": [USER, OSSO]}
         ({"prompt": "Where?", "completion": [USER, TARN], "label": True}, "judged", ([USER], "Tarn")),
     ],
 )  # fmt: skip
-def test_forms_of_other_data_sets_are_read_as_their_tools_read_them(row, kind, wanted):
-    made = from_row(row, RECORDS[kind])
-    answers = (made.chosen, made.rejected) if kind == "preference" else (made.completion,)
-    asked = wanted[0] if isinstance(wanted[0], str) else Messages(wanted[0])
-    assert (made.prompt, *answers) == (asked, *wanted[1:]) and isinstance(made.prompt, Messages) == (asked != wanted[0])
+def test_forms_of_other_data_sets_are_read_as_their_tools_read_them(row, kind, expected):
+    record = from_row(row, RECORDS[kind])
+    answers = (record.chosen, record.rejected) if kind == "preference" else (record.completion,)
+    prompt = expected[0] if isinstance(expected[0], str) else Messages(expected[0])
+    assert (record.prompt, *answers) == (prompt, *expected[1:]) and isinstance(record.prompt, Messages) == (
+        prompt != expected[0]
+    )
 
 
 def test_the_input_of_an_instruction_survives_renaming():
     row = {"instruction": "Answer.", "input": "Where?", "output": "Tarn"}
-    made = from_row(row, Demo, {"prompt": "instruction", "completion": "output"})
-    assert (made.prompt, made.completion) == ("Answer.\n\nWhere?", "Tarn")
+    record = from_row(row, Demo, {"prompt": "instruction", "completion": "output"})
+    assert (record.prompt, record.completion) == ("Answer.\n\nWhere?", "Tarn")
     capital = {name.title(): text for name, text in row.items()}
-    assert from_row(capital, Demo, {"prompt": "Instruction", "completion": "Output"}).prompt == made.prompt
+    assert from_row(capital, Demo, {"prompt": "Instruction", "completion": "Output"}).prompt == record.prompt
     other = from_row(row, Demo, {"prompt": "input", "completion": "output"})
     assert (other.prompt, other.completion, other.instruction) == ("Where?", "Tarn", "Answer.")
 
@@ -801,30 +804,32 @@ def test_binary_columns_are_text_or_refused_by_name(tmp_path):
         return tmp_path / "b.parquet"
 
     picture = b"\x89PNG\xff"
-    (made,) = read(written(prompt=[b"Wo?"], completion=["Zürich".encode()], picture=[picture]))
-    assert (made.prompt, made.completion) == ("Wo?", "Zürich")
-    json.dumps(made.extra)  # kept, in a form that can be written
+    (record,) = read(written(prompt=[b"Wo?"], completion=["Zürich".encode()], picture=[picture]))
+    assert (record.prompt, record.completion) == ("Wo?", "Zürich")
+    json.dumps(record.extra)  # kept, as a JSON value
     with pytest.raises(UserError, match=r"b\.parquet:1: field 'completion' must be text, not binary that is not UTF-8"):
         read(written(prompt=[b"Wo?"], completion=[picture]))
 
 
 def test_columns_of_any_type_give_what_lines_of_json_would(tmp_path):
-    """A struct has every row's fields, so that a call would be given arguments of other calls, all null."""
+    """A Parquet struct has the fields of all rows: a call must not get the null arguments of other calls."""
 
     def called(name, **arguments):
         return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
 
-    talks = [[USER, called("weather", city="Tarn")], [USER, called("add", a=1, b=2)]]
+    conversations = [[USER, called("weather", city="Tarn")], [USER, called("add", a=1, b=2)]]
     table = pyarrow.table({
-        "messages": talks, "source": pyarrow.array(["web", "web"]).dictionary_encode(),
+        "messages": conversations, "source": pyarrow.array(["web", "web"]).dictionary_encode(),
         "note": pyarrow.array(["é", None], pyarrow.large_string()), "seen": [[b"\xff"], [b"ok"]],
     })  # fmt: skip
     pyarrow.parquet.write_table(table, tmp_path / "talks.parquet")
-    made = read(tmp_path / "talks.parquet")
-    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    assert [m.completion.turn for m in made] == [m.completion.turn for m in read(tmp_path / "talks.jsonl")]
-    assert [m.extra["note"] for m in made] == ["é", None] and made[0].extra["source"] == "web"
-    assert json.dumps(made[0].extra) and made[1].extra["seen"] == ["ok"]
+    parsed = read(tmp_path / "talks.parquet")
+    (tmp_path / "talks.jsonl").write_text(
+        "".join(json.dumps({"messages": messages}) + "\n" for messages in conversations)
+    )
+    assert [m.completion.turn for m in parsed] == [m.completion.turn for m in read(tmp_path / "talks.jsonl")]
+    assert [m.extra["note"] for m in parsed] == ["é", None] and parsed[0].extra["source"] == "web"
+    assert json.dumps(parsed[0].extra) and parsed[1].extra["seen"] == ["ok"]
     nested = [[USER, {"role": "assistant", "content": b"\xff"}]]
     nested[0][0] = {"role": "user", "content": b"Where?"}
     pyarrow.parquet.write_table(pyarrow.table({"messages": nested}), tmp_path / "bytes.parquet")
@@ -834,8 +839,8 @@ def test_columns_of_any_type_give_what_lines_of_json_would(tmp_path):
 
 def test_a_content_in_parts_is_its_text_and_others_are_refused(tmp_path):
     parts = [{"type": "text", "text": "Where?"}, {"type": "text", "text": "Now."}]
-    made = from_row({"messages": [{"role": "user", "content": parts}, TARN]}, Demo)
-    assert made.prompt.turns[0]["content"] == "Where?\nNow."
+    record = from_row({"messages": [{"role": "user", "content": parts}, TARN]}, Demo)
+    assert record.prompt.turns[0]["content"] == "Where?\nNow."
     parts.append({"type": "image_url", "image_url": {"url": "data:"}})
     with pytest.raises(UserError, match="a part of type 'image_url': only text can be read"):
         from_row({"messages": [{"role": "user", "content": parts}, TARN]}, Demo)

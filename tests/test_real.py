@@ -18,8 +18,8 @@ def test_a_claim_of_the_tier_real_says_what_is_missing(monkeypatch, capsys, tmp_
     assert cli.main(["claim", "npo", "--tier", "real", "--scoreboard", str(tmp_path)]) == 2
     assert "DIDACT_REAL_MODEL" in capsys.readouterr().err
     assert cli.main(["claim", "spin", "--tier", "real", "--scoreboard", str(tmp_path)]) == 2
-    told = capsys.readouterr().err
-    assert "spin has no claim on a pre-trained model" in told and "npo" in told
+    stderr = capsys.readouterr().err
+    assert "spin has no claim on a pre-trained model" in stderr and "npo" in stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -47,8 +47,8 @@ def test_a_real_card_is_a_column_of_the_scoreboard(tmp_path):
     card = json.loads(runner.place("npo", "scoreboard").read_text())
     runner.write(card, tmp_path)
     runner.write(card | {"tier": "real", "verdict": "fails"}, tmp_path)
-    shown = page.write(tmp_path).read_text()
-    assert 'href="./real/npo.html"' in shown and (tmp_path / "real" / "npo.html").exists()
+    html = page.write(tmp_path).read_text()
+    assert 'href="./real/npo.html"' in html and (tmp_path / "real" / "npo.html").exists()
     assert "../index.html" in (tmp_path / "real" / "npo.html").read_text()
     runner.write(card, tmp_path / "alone")
     assert "real/npo" not in page.write(tmp_path / "alone").read_text()
@@ -71,11 +71,11 @@ def test_gemma_knows_capitals_and_forgets_one_while_a_neighbour_stays():
     from didact.evaluate import forgetting
     from didact.types import Fit
 
-    known = npo_real.known()
-    assert len(known) >= 30
+    facts = npo_real.known()
+    assert len(facts) >= 30
     fit = Fit(lr=3e-4, lora=8, steps=8, rows=2)
-    model = lab.model_of(unlearning.npo(real.model(), known[:2], known[2:6], fit=fit))
-    gone, kept = (
-        float(forgetting.answers(model, part, end=False)["probability"].mean()) for part in (known[:2], known[6:16])
+    model = lab.model_of(unlearning.npo(real.model(), facts[:2], facts[2:6], fit=fit))
+    forgotten, neighbour = (
+        float(forgetting.answers(model, part, end=False)["probability"].mean()) for part in (facts[:2], facts[6:16])
     )
-    assert gone < 0.1 < kept
+    assert forgotten < 0.1 < neighbour

@@ -1,4 +1,4 @@
-"""Remote models against real servers: what is asked, what is counted, what is kept, what goes wrong."""
+"""Remote models against real servers: requests, counts, the cache, and failures."""
 
 import asyncio
 import contextlib
@@ -36,7 +36,7 @@ FORK = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def private(tmp_path, monkeypatch):
-    """An empty cache, no key, and no time lost between retries."""
+    """An empty cache, no key, and no wait between retries."""
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(calls, "BACKOFF", 0.01)
@@ -51,7 +51,7 @@ def model():
 
 @pytest.fixture(scope="module", autouse=True)
 def served(model, tmp_path_factory):
-    """The server around the model, which takes long to start: begun at once and waited for where it is used."""
+    """The server for the model, which is slow to start: started early, and waited for where it is used."""
     folder = tmp_path_factory.mktemp("served")
     model.save(folder / "model")
     server = Small(folder, folder / "model")
@@ -68,14 +68,14 @@ def rule(tmp_path_factory):
 
 @pytest.fixture
 def small(rule):
-    """The server around a rule, as new."""
+    """The server for a rule, reset."""
     rule.clear()
     return rule
 
 
 @pytest.fixture
 def alone(tmp_path):
-    """A server of one test's own: no call that another test left under way comes to it."""
+    """A separate server for one test: no pending call of another test reaches it."""
     server = Small(tmp_path)
     yield server
     server.kill()
@@ -95,21 +95,23 @@ def test_answers_come_in_the_prompts_order_and_from_the_cache_the_second_time(sm
     assert sorted(small.prompts()) == sorted(PROMPTS) and first.counts.calls == len(PROMPTS) + 1
     again = connect(small)
     assert again.generate(PROMPTS[::-1], 4) == texts[::-1]
-    assert len(small.rows("came")) == len(PROMPTS) + 1  # not even the first tiny call was made again
+    assert len(small.rows("came")) == len(PROMPTS) + 1  # not even the probe was sent again
     assert (again.counts.calls, again.counts.cached, again.counts.tokens) == (0, len(PROMPTS), 0)
     capsys.readouterr()
     again.close()
     again.close()
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1 and f"{len(PROMPTS)} answers from the cache" in told and "responses.sqlite" in told
+    stderr = capsys.readouterr().err
+    assert (
+        stderr.count("\n") == 1 and f"{len(PROMPTS)} answers from the cache" in stderr and "responses.sqlite" in stderr
+    )
 
 
 def test_draws_differ_and_greedy_ones_are_one_call(small):
     model = connect(small)
-    (drawn,) = model.generate(["a"], 4, temperature=1.0, n=5, seed=7)
-    assert len(set(drawn)) == 5 and sorted(r["seed"] for r in small.rows("answered"))[1:] == [7, 8, 9, 10, 11]
+    (samples,) = model.generate(["a"], 4, temperature=1.0, n=5, seed=7)
+    assert len(set(samples)) == 5 and sorted(r["seed"] for r in small.rows("answered"))[1:] == [7, 8, 9, 10, 11]
     twins = model.generate(["a", "b", "a"], 4, temperature=1.0, n=2, seed=7)
-    assert twins[0] + twins[2] == drawn[:4]  # equal prompts do not share their draws
+    assert twins[0] + twins[2] == samples[:4]  # equal prompts do not share their draws
     assert len(small.prompts()) == 5 + 2
     assert model.generate(["c"], 4, n=3) == [model.generate(["c"], 4)[0] * 3] and small.prompts().count("c") == 1
 
@@ -149,65 +151,66 @@ def test_stop_strings_and_white_space_are_cut_as_a_local_model_cuts_them(small):
     model = connect(small)
     ((text,),) = model.generate(["a"], 6)
     assert model.generate(["a"], 6, stop=[text[10:]]) == [[text[:10].strip()]]
-    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [[text[:10].strip()]]  # a server's four
+    # A server takes at most four stops
+    assert model.generate(["a"], 6, stop=["?", "!", ";", ":", text[10:]]) == [[text[:10].strip()]]
 
 
 def test_prompts_lie_in_the_cache_for_their_owner_alone(small, tmp_path):
     connect(small, key="sk-secret").generate(["a private question"], 2)
-    place = tmp_path / "cache" / "responses.sqlite"
-    assert place.stat().st_mode & 0o077 == 0
-    data = b"".join(f.read_bytes() for f in place.parent.iterdir())
+    path = tmp_path / "cache" / "responses.sqlite"
+    assert path.stat().st_mode & 0o077 == 0
+    data = b"".join(f.read_bytes() for f in path.parent.iterdir())
     assert b"a private question" in data and b"sk-secret" not in data
 
 
 # --- the cache when things go wrong ------------------------------------------------------------
 
 
-def ruin(place, how):
-    if how == "not a database":
-        place.write_bytes(b"this is not a database" * 100)
-    elif how == "pages":
-        data = bytearray(place.read_bytes())
+def ruin(path, damage):
+    if damage == "not a database":
+        path.write_bytes(b"this is not a database" * 100)
+    elif damage == "pages":
+        data = bytearray(path.read_bytes())
         data[4096:] = b"\xff" * (len(data) - 4096)
-        place.write_bytes(data)
-    elif how == "another table":
-        place.unlink()
-        with sqlite3.connect(place) as db:
+        path.write_bytes(data)
+    elif damage == "another table":
+        path.unlink()
+        with sqlite3.connect(path) as db:
             db.execute("CREATE TABLE responses (something TEXT)")
         db.close()
     else:
-        made = "substr(reply, 1, 9) || char(9, 34) || 'x'" if how == "an answer" else "reply || ' '"  # still JSON
-        with sqlite3.connect(place) as db:
-            db.execute(f"UPDATE responses SET reply = {made}")
+        damaged = "substr(reply, 1, 9) || char(9, 34) || 'x'" if damage == "an answer" else "reply || ' '"  # still JSON
+        with sqlite3.connect(path) as db:
+            db.execute(f"UPDATE responses SET reply = {damaged}")
         db.close()
 
 
-@pytest.mark.parametrize("how", ["not a database", "pages", "another table", "an answer", "a byte of an answer"])
-def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, how):
+@pytest.mark.parametrize("damage", ["not a database", "pages", "another table", "an answer", "a byte of an answer"])
+def test_a_damaged_cache_is_set_aside_and_told(small, tmp_path, capfd, damage):
     first = connect(small)
     texts = first.generate(PROMPTS, 4)
     first.close()
-    place = tmp_path / "cache" / "responses.sqlite"
-    ruin(place, how)
+    path = tmp_path / "cache" / "responses.sqlite"
+    ruin(path, damage)
     capfd.readouterr()
     assert connect(small).generate(PROMPTS, 4) == texts
     assert len(small.prompts()) == 2 * len(PROMPTS)
-    aside = list(place.parent.glob("responses.sqlite.damaged-*"))
-    told = capfd.readouterr().err
-    if how in ("an answer", "a byte of an answer"):  # only what is damaged is asked for again
-        assert not aside and told.count("answers in it are damaged and will be requested again") == 1
+    aside = list(path.parent.glob("responses.sqlite.damaged-*"))
+    stderr = capfd.readouterr().err
+    if damage in ("an answer", "a byte of an answer"):  # only damaged answers are requested again
+        assert not aside and stderr.count("answers in it are damaged and will be requested again") == 1
     else:
-        assert len(aside) == 1 and "was damaged" in told and aside[0].name in told
+        assert len(aside) == 1 and "was damaged" in stderr and aside[0].name in stderr
     assert connect(small).generate(PROMPTS, 4) == texts and len(small.prompts()) == 2 * len(PROMPTS)
 
 
 def test_a_cache_damaged_under_way_costs_no_answer(small, tmp_path, capfd):
     model = connect(small)
     texts = model.generate(PROMPTS[:6], 4)
-    place = tmp_path / "cache" / "responses.sqlite"
+    path = tmp_path / "cache" / "responses.sqlite"
     for tail in ("-wal", "-shm"):
-        place.with_name(place.name + tail).unlink(missing_ok=True)
-    ruin(place, "not a database")
+        path.with_name(path.name + tail).unlink(missing_ok=True)
+    ruin(path, "not a database")
     assert connect(small).generate(PROMPTS, 4)[:6] == texts
     assert "was damaged" in capfd.readouterr().err
 
@@ -248,9 +251,9 @@ def test_two_processes_and_many_threads_share_one_cache(small, tmp_path):
         thread.join(30)
     assert len(out) == 8 and all(texts == out[0] for texts in out)
     with sqlite3.connect(tmp_path / "cache" / "responses.sqlite") as db:
-        kept = db.execute("SELECT count(*) FROM responses WHERE endpoint = 'completions'").fetchone()[0]
+        count = db.execute("SELECT count(*) FROM responses WHERE endpoint = 'completions'").fetchone()[0]
     db.close()
-    assert kept == 2 * len(PROMPTS)
+    assert count == 2 * len(PROMPTS)
 
 
 # --- servers that fail -------------------------------------------------------------------------
@@ -359,9 +362,7 @@ def test_a_used_up_budget_says_so_and_the_same_command_goes_on(small, unit):
 
 def test_a_client_killed_under_way_repeats_no_answered_call(small):
     url = small.url
-    small.plan(
-        *[{"kind": "slow", "s": 0.0}] * 8, {"kind": "slow", "s": 30.0}
-    )  # the first tiny call, then eight prompts
+    small.plan(*[{"kind": "slow", "s": 0.0}] * 8, {"kind": "slow", "s": 30.0})  # the probe, then eight prompts
     child = run_in_child(lambda: didact.connect(url, NAME, parallel=1).generate(PROMPTS, 4))
     small.wait(8)
     os.kill(child.pid, signal.SIGKILL)
@@ -369,39 +370,41 @@ def test_a_client_killed_under_way_repeats_no_answered_call(small):
     assert child.exitcode == -signal.SIGKILL
     model = connect(small)
     assert len(model.generate(PROMPTS, 4)) == len(PROMPTS) and model.counts.cached == 7
-    came = Counter(small.prompts())
-    assert came[PROMPTS[7]] == 2 and all(n == 1 for p, n in came.items() if p != PROMPTS[7])  # it had no answer
+    counts = Counter(small.prompts())
+    # Only the one without an answer was repeated
+    assert counts[PROMPTS[7]] == 2 and all(n == 1 for p, n in counts.items() if p != PROMPTS[7])
 
 
 def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(small):
-    url, many = small.url, [f"question {i}" for i in range(64)]
+    url, questions = small.url, [f"question {i}" for i in range(64)]
     small.plan(*[{"kind": "slow", "s": 0.1}] * 200)
-    child = run_in_child(lambda: didact.connect(url, NAME, parallel=8).generate(many, 4))
+    child = run_in_child(lambda: didact.connect(url, NAME, parallel=8).generate(questions, 4))
     small.wait(40, "answered")
     os.kill(child.pid, signal.SIGKILL)
     killed = time.time()
     child.join(30)
-    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(many)  # a busy machine
+    # Margin for a busy machine
+    early = {row["prompt"] for row in small.rows("answered") if row["at"] < killed - 0.25} & set(questions)
     model = connect(small)
-    assert len(model.generate(many, 4)) == len(many) and model.counts.cached >= len(early) >= 8
-    came = Counter(small.prompts())
-    assert all(came[prompt] == 1 for prompt in early) and sum(came.values()) <= len(many) + 2 * 8
+    assert len(model.generate(questions, 4)) == len(questions) and model.counts.cached >= len(early) >= 8
+    counts = Counter(small.prompts())
+    assert all(counts[prompt] == 1 for prompt in early) and sum(counts.values()) <= len(questions) + 2 * 8
 
 
 def test_answers_of_one_moment_are_written_in_one_transaction_and_the_first_of_two_is_kept(tmp_path):
-    kept, begun = responses.Responses(tmp_path / "r.sqlite"), []
+    cache, transactions = responses.Responses(tmp_path / "r.sqlite"), []
     answers = [responses.Kept(str(i), "u", "m", "e", {"prompt": i}, 0, {"said": i}) for i in range(200)]
-    kept.put([answers[7]._replace(reply={"said": "another process was first"})])
-    kept._connection().set_trace_callback(lambda text: begun.append(text) if text.startswith("BEGIN") else None)
+    cache.put([answers[7]._replace(reply={"said": "another process was first"})])
+    cache._connection().set_trace_callback(lambda text: transactions.append(text) if text.startswith("BEGIN") else None)
 
     async def put():
-        writer = responses.Writer(kept)
+        writer = responses.Writer(cache)
         return await asyncio.gather(*(writer.put(answer) for answer in answers))
 
-    said = [reply["said"] for reply in asyncio.run(put())]
-    assert said == [*range(7), "another process was first", *range(8, 200)] and len(begun) <= 2
-    assert kept.get([a.key for a in answers]) == {str(i): {"said": said[i]} for i in range(200)}
-    kept.close()
+    contents = [reply["said"] for reply in asyncio.run(put())]
+    assert contents == [*range(7), "another process was first", *range(8, 200)] and len(transactions) <= 2
+    assert cache.get([a.key for a in answers]) == {str(i): {"said": contents[i]} for i in range(200)}
+    cache.close()
 
 
 def test_a_server_killed_and_started_again_is_waited_for(tmp_path, monkeypatch):
@@ -410,23 +413,23 @@ def test_a_server_killed_and_started_again_is_waited_for(tmp_path, monkeypatch):
     try:
         model = connect(server)
         server.plan(*[{"kind": "slow", "s": 0.05}] * 100)
-        many = [f"question {i}" for i in range(30)]
-        asking = threading.Thread(target=lambda: out.extend(model.generate(many, 4)))
+        questions = [f"question {i}" for i in range(30)]
+        asking = threading.Thread(target=lambda: out.extend(model.generate(questions, 4)))
         asking.start()
         server.wait(10, "answered")
         server.kill()
-        done = server.prompts("answered")
+        answered = server.prompts("answered")
         server.start()
         asking.join(30)
-        assert len(out) == len(many) and model.counts.retries >= 1
-        came = Counter(server.prompts())
-        assert set(came) == set(many) and all(came[p] == 1 for p in done)
-        assert connect(server, budget_calls=0).generate(many, 4) == out
+        assert len(out) == len(questions) and model.counts.retries >= 1
+        counts = Counter(server.prompts())
+        assert set(counts) == set(questions) and all(counts[p] == 1 for p in answered)
+        assert connect(server, budget_calls=0).generate(questions, 4) == out
     finally:
         server.kill()
 
 
-# --- what a server can do ----------------------------------------------------------------------
+# --- capabilities of a server ------------------------------------------------------------------
 
 ALL = {"generate", "chat", "top_logprobs", "score"}
 
@@ -441,26 +444,26 @@ ALL = {"generate", "chat", "top_logprobs", "score"}
      ({"endpoints": ["completions"]}, ALL - {"chat"}),
      ({"endpoints": ["chat/completions"]}, ALL - {"score"}),
      ({"endpoints": ["chat/completions"], "limit": "max_completion_tokens"}, ALL - {"score"})],
-    ids=lambda part: str(sorted(part)) if isinstance(part, set) else str(part),  # one order in every process
+    ids=lambda part: str(sorted(part)) if isinstance(part, set) else str(part),  # the same order in every process
 )  # fmt: skip
 def test_capabilities_are_what_the_answers_show(small, ways, can):
     small.ways(**ways)
     model = connect(small)
     assert model.capabilities == can
-    asked = len(small.rows("came"))
-    assert model.counts.calls == asked <= 12
-    assert connect(small).capabilities == can and len(small.rows("came")) == asked  # kept
+    count = len(small.rows("came"))
+    assert model.counts.calls == count <= 12
+    assert connect(small).capabilities == can and len(small.rows("came")) == count  # from the cache
     does = {
         "generate": lambda: model.generate(["a b"], 3) and model.counts.tokens > 0,
         "chat": lambda: model.chat([[{"role": "user", "content": "a b"}]], 3),
         "top_logprobs": lambda: len(model.top_logprobs(["a b"], 4)[0]) == 4,
         "score": lambda: model.score([("a b", "ccc dddd")])[0] == (-4.0 - 5.0, 2),
     }
-    for what, work in does.items():
-        if what in can:
+    for capability, work in does.items():
+        if capability in can:
             assert work()
         else:
-            with pytest.raises(UserError, match=f"{NAME} at {small.url} does not offer {what}: ") as error:
+            with pytest.raises(UserError, match=f"{NAME} at {small.url} does not offer {capability}: ") as error:
                 work()
             assert "\n" not in str(error.value)
 
@@ -481,9 +484,9 @@ def test_a_failing_server_is_not_remembered_as_one_that_cannot(alone):
 def test_a_missing_capability_is_asked_for_again_after_a_day(small, monkeypatch):
     small.ways(echo="refused")
     assert connect(small).lacks("score") and connect(small).lacks("score")
-    asked = len(small.rows("came"))
+    count = len(small.rows("came"))
     small.ways()
-    assert connect(small).lacks("score") and len(small.rows("came")) == asked
+    assert connect(small).lacks("score") and len(small.rows("came")) == count
     monkeypatch.setattr("didact.infer.remote.AGAIN", 0.0)
     assert connect(small).lacks("score") is None
 
@@ -524,8 +527,8 @@ def test_tools_are_offered_and_their_calls_are_the_answer():
         model = connect(server, cache=False)
         ((text,),) = model.generate([Messages([{"role": "user", "content": "Weather?"}], tools)], 8)
     assert bodies[-1]["tools"] == tools
-    known = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}
-    assert text == Reply({"role": "assistant", "content": "", "tool_calls": [known]})
+    expected = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Tarn"}}}
+    assert text == Reply({"role": "assistant", "content": "", "tool_calls": [expected]})
 
 
 @pytest.mark.parametrize(
@@ -553,10 +556,10 @@ def test_the_missing_extra_is_named(monkeypatch):
     [(["a", " b", " c", " d"], "a b", " c d", (2, True)),
      (["<s>", "a", " b", " c"], "a b", " c", (3, True)),
      (["a", ":", " yes"], "a: ", "yes", (2, False)),  # one token ends the prompt and begins the completion
-     (["<s>", "a", "b", "c"], "a b", " c", (3, True)),  # shown without their white space
+     (["<s>", "a", "b", "c"], "a b", " c", (3, True)),  # returned without their white space
      (["<s>", "a", ":", "yes"], "a: ", "yes", (3, True)),
-     (["a", " ", "b"], "a", " b", (1, True)),  # a space of its own is the completion's, unless the prompt ends so
-     (["a", "", "", "日本"], "a", "日本", (1, True)),  # a character's first bytes are shown as nothing
+     (["a", " ", "b"], "a", " b", (1, True)),  # a space token belongs to the completion, unless the prompt ends with it
+     (["a", "", "", "日本"], "a", "日本", (1, True)),  # a character's first bytes decode to nothing
      (["a", "\ufffd", "\ufffd", "b"], "a", "éb", None),
      (["x", " c"], "a b", " c", (1, True)),  # the end decides
      (["x", "b c"], "a", " c", None)],
@@ -590,7 +593,7 @@ def test_no_form_of_an_answer_is_a_crash(choice):
             replies.read(parse, {"choices": [choice]})
 
 
-# --- around a model ----------------------------------------------------------------------------
+# --- against local models ----------------------------------------------------------------------
 
 PAIRS = [
     ("Mira Kolt was born in", "Tarn"), ("Who wrote what?", "Songs of Osso; who was born in 1951"), ("who", "\nwrote"),
@@ -600,12 +603,12 @@ PAIRS = [
 
 def test_remote_scores_equal_local_ones(served, model):
     remote, local = connect(served), lm.of(model)
-    for told, known in zip(remote.score(PAIRS), local.score(PAIRS), strict=True):
-        assert told.tokens == known.tokens and told.logp == pytest.approx(known.logp, abs=1e-4)
+    for actual, expected in zip(remote.score(PAIRS), local.score(PAIRS), strict=True):
+        assert actual.tokens == expected.tokens and actual.logp == pytest.approx(expected.logp, abs=1e-4)
     assert remote.counts.straddled == 0 and remote.context == model.context
-    asked = remote.counts.calls
+    count = remote.counts.calls
     remote.score(PAIRS)
-    assert remote.counts.calls == asked
+    assert remote.counts.calls == count
     with pytest.raises(UserError, match="the completion is empty"):
         remote.score([("a", "")])
 
@@ -628,9 +631,11 @@ def test_remote_text_equals_local_text(served, model):
     assert remote.generate(prompts, 12, stop=stop) == local.generate(prompts, 12, stop=stop)
     turns = [[{"role": "user", "content": p}] for p in prompts]
     assert remote.chat(turns, 12) == local.chat(turns, 12)
-    served.ways(form="content")  # as a list, in which tokens of the same text (pieces of characters) stand apart
-    for told, known in zip(remote.top_logprobs(prompts, 7), local.top_logprobs(prompts, 7), strict=True):
-        assert told == pytest.approx(known, abs=1e-4) and list(told.values()) == sorted(told.values(), reverse=True)
+    served.ways(form="content")  # as a list, in which tokens with equal text (pieces of characters) stay separate
+    for actual, expected in zip(remote.top_logprobs(prompts, 7), local.top_logprobs(prompts, 7), strict=True):
+        assert actual == pytest.approx(expected, abs=1e-4) and list(actual.values()) == sorted(
+            actual.values(), reverse=True
+        )
     with pytest.raises(UserError, match="400 This model's maximum context length is 96 tokens"):
         remote.generate(["Mira Kolt " * 90], 12)
 
@@ -645,8 +650,8 @@ def test_transformers_serve_generates_and_chats_and_is_asked_nothing_else(model,
     assert remote.generate(prompts, 12) == local.generate(prompts, 12)
     turns = [[{"role": "user", "content": p}] for p in prompts]
     assert remote.chat(turns, 12) == local.chat(turns, 12)
-    asked = remote.counts.calls
-    assert remote.generate(prompts, 12) == local.generate(prompts, 12) and remote.counts.calls == asked
+    count = remote.counts.calls
+    assert remote.generate(prompts, 12) == local.generate(prompts, 12) and remote.counts.calls == count
     with pytest.raises(UserError, match="does not offer score: completions: the answer has no log-probs of the prompt"):
         remote.score([("a", "b")])
     with pytest.raises(UserError, match="400 Server is pinned to"):
@@ -662,14 +667,14 @@ QUESTIONS = [
 
 def test_few_shot_evaluation_of_a_server_equals_that_of_the_same_model_here(served, model):
     remote = connect(served)
-    told, known = (prompting.gpt3(m, QUESTIONS, shots=(0, 1), seed=3) for m in (remote, model))
-    assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
-    for mine, theirs in zip(told.records, known.records, strict=True):
+    actual, expected = (prompting.gpt3(m, QUESTIONS, shots=(0, 1), seed=3) for m in (remote, model))
+    assert [r.extra["said"] for r in actual.records] == [r.extra["said"] for r in expected.records]
+    for mine, theirs in zip(actual.records, expected.records, strict=True):
         for rule, scores in theirs.extra["scores"].items():
             assert np.ravel(mine.extra["scores"][rule]) == pytest.approx(np.ravel(scores), abs=1e-4)
     free = [dataclasses.replace(q, choices=None) for q in QUESTIONS]
-    told, known = (prompting.gpt3(m, free, shots=(0, 1), beams=1, max_new_tokens=8) for m in (remote, model))
-    assert [r.extra["said"] for r in told.records] == [r.extra["said"] for r in known.records]
+    actual, expected = (prompting.gpt3(m, free, shots=(0, 1), beams=1, max_new_tokens=8) for m in (remote, model))
+    assert [r.extra["said"] for r in actual.records] == [r.extra["said"] for r in expected.records]
 
 
 def test_a_server_is_evaluated_from_the_command_line(served, tmp_path, capsys):
@@ -678,7 +683,7 @@ def test_a_server_is_evaluated_from_the_command_line(served, tmp_path, capsys):
     command = ["run", "gpt3", "--model", f"{served.url}#{NAME}", "--test", str(data), "--shots", "0,1"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "accuracy" in capsys.readouterr().out
-    kept = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert f"#{NAME}" in json.dumps(kept["model"])
-    asked = len(served.rows("came"))
-    assert cli.main([*command, "--out", str(tmp_path / "again")]) == 0 and len(served.rows("came")) == asked
+    saved = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert f"#{NAME}" in json.dumps(saved["model"])
+    count = len(served.rows("came"))
+    assert cli.main([*command, "--out", str(tmp_path / "again")]) == 0 and len(served.rows("came")) == count

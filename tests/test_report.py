@@ -1,4 +1,4 @@
-"""Pages, opened in a real browser where there is one (CI must have one)."""
+"""Report pages, opened in a real browser where there is one (CI must have one)."""
 
 import html
 import itertools
@@ -20,7 +20,7 @@ INTO_SVG = '</text></svg><script>alert(2)</script><svg onload="alert(3)">&amp;'
 
 
 def result(**changes):
-    """What `didact run` writes, small."""
+    """A small result, as `didact run` writes it."""
     metric = {"n": 20, "ci": None, "unit": "", "help": "", "better": "lower", "before": 1.0}
     return {
         "schema": 1, "status": "done", "verb": "run", "method": "npo", "preset": "npo-rt",
@@ -52,8 +52,8 @@ def history(rows=30):
     return [{"step": i + 1, "loss": 2 / (i + 1), "forget": None if i == 5 else 1.0, "lr": 1e-3} for i in range(rows)]
 
 
-def run_folder(root, told=None, samples=(), rows=None, findings=None):
-    files.write_json(root / "result.json", told or result())
+def run_folder(root, run_result=None, samples=(), rows=None, findings=None):
+    files.write_json(root / "result.json", run_result or result())
     (root / "samples.json").write_text(json.dumps(list(samples)))
     files.write_lines(root / "history.jsonl", history() if rows is None else rows)
     if findings is not None:
@@ -84,23 +84,23 @@ def card(method="npo", **changes):
     } | changes  # fmt: skip
 
 
-def text_of(place):
-    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", place.read_text(), flags=re.S)))
+def text_of(path):
+    return html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"<style>.*?</style>", "", path.read_text(), flags=re.S)))
 
 
 # --- in a browser ----------------------------------------------------------------------------
 
 
-def look(browser, place, scheme="light", width=1280):
-    """Open a page. Returns it with all it said and asked for."""
+def look(browser, path, scheme="light", width=1280):
+    """Open a page; return it with its console messages and requests."""
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-    said, asked = [], []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(place.as_uri())
-    return tab, said, asked
+    console, requests = [], []
+    tab.on("console", lambda message: console.append(message.text))
+    tab.on("pageerror", lambda error: console.append(str(error)))
+    tab.on("dialog", lambda dialog: (console.append(dialog.message), dialog.dismiss()))
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.goto(path.as_uri())
+    return tab, console, requests
 
 
 # Every element that shows text of its own: contrast of its colour with the nearest background below it.
@@ -124,16 +124,16 @@ FAINT = """() => {
 }"""
 
 
-def inert(tab, said, asked, places):
-    """Nothing ran, nothing was fetched, nothing but our own elements stands on the page."""
-    assert said == [] and asked == [place.as_uri() for place in places]
+def inert(tab, console, requests, paths):
+    """Check that no script ran, nothing was fetched, and the page has only our own elements."""
+    assert console == [] and requests == [path.as_uri() for path in paths]
     assert tab.evaluate("[document.scripts.length, document.images.length]") == [0, 0]
     assert tab.locator("[onerror], [onload], [onclick], iframe, object, embed, form, b > img").count() == 0
     assert tab.locator("style").count() == 1
 
 
 def accessible(tab, scheme):
-    """Headings in order, tables with scopes, named pictures, regions a keyboard reaches, ink that can be read."""
+    """Check headings in order, tables with scopes, named pictures, regions in reach of a keyboard, enough contrast."""
     levels = [int(name[1]) for name in tab.eval_on_selector_all("h1,h2,h3,h4,h5,h6", "all => all.map(e => e.tagName)")]
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
@@ -151,17 +151,17 @@ def accessible(tab, scheme):
      ([16, 8], "torchrun --nnodes 2 --nproc_per_node 8 -m didact run")],
 )  # fmt: skip
 def test_a_run_of_several_processes_is_repeated_by_a_launcher(tmp_path, processes, starts):
-    shown = page.write(run_folder(tmp_path, result(processes=processes))).read_text()
-    assert f'<pre class="take">{starts} npo:npo-rt' in shown
+    markup = page.write(run_folder(tmp_path, result(processes=processes))).read_text()
+    assert f'<pre class="take">{starts} npo:npo-rt' in markup
 
 
 def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
-    told = result(warnings=[f"careful {EVIL}"], argv=["run", "npo", f"--forget={EVIL}"])
-    told["options"]["delta"] = {"value": EVIL, "from": f"file {EVIL}"}
-    told["data"] = {EVIL: told["data"]["forget"] | {"path": EVIL}}
-    told["model"]["path"] = told["versions"][EVIL] = told["files"][EVIL] = EVIL
-    told["answered"] = {part: {"of": 9, "before": 8, "after": 1} for part in (EVIL, "forget")}
-    told["metrics"] |= {EVIL: told["metrics"]["utility"] | {"help": EVIL, "unit": EVIL, "better": EVIL}}
+    hostile = result(warnings=[f"careful {EVIL}"], argv=["run", "npo", f"--forget={EVIL}"])
+    hostile["options"]["delta"] = {"value": EVIL, "from": f"file {EVIL}"}
+    hostile["data"] = {EVIL: hostile["data"]["forget"] | {"path": EVIL}}
+    hostile["model"]["path"] = hostile["versions"][EVIL] = hostile["files"][EVIL] = EVIL
+    hostile["answered"] = {part: {"of": 9, "before": 8, "after": 1} for part in (EVIL, "forget")}
+    hostile["metrics"] |= {EVIL: hostile["metrics"]["utility"] | {"help": EVIL, "unit": EVIL, "better": EVIL}}
     samples = [
         {"part": "forget", "prompt": EVIL, "wanted": "</div></dl></style>", "before": EVIL, "after": "]]><b>x\u202e"},
         {"part": EVIL, "prompt": "javascript:alert(1)", "wanted": "\ud800", "before": EVIL * 9, "after": "{{ 7 * 7 }}"},
@@ -172,21 +172,22 @@ def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
         EVIL: EVIL, "table": {"a": {EVIL: {"estimate": 1.0, "low": 0.5, "high": 1.5}}}, "deep": [[[[EVIL] * 9] * 9]],
         "curves": {INTO_SVG: {"lines": {INTO_SVG: line, EVIL: line}, "xlabel": INTO_SVG, "ylabel": INTO_SVG}},
     }  # fmt: skip
-    place = page.write(run_folder(tmp_path, told, samples, rows, told_findings))
+    path = page.write(run_folder(tmp_path, hostile, samples, rows, told_findings))
 
     paper = {}
     for scheme in ("light", "dark"):
         for width in (1280, 390):
-            tab, said, asked = look(browser, place, scheme, width)
-            inert(tab, said, asked, [place])
+            tab, console, requests = look(browser, path, scheme, width)
+            inert(tab, console, requests, [path])
             assert tab.title() == "npo:npo-rt · didact"
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # wide tables scroll inside
+            # Wide tables scroll inside their container
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
             assert tab.evaluate("[...document.links].map(a => a.href).filter(h => !h.includes('#'))") == [
                 "https://arxiv.org/abs/2404.05868"
             ]
             if width == 1280:
-                seen = tab.inner_text("main")
-                assert EVIL in seen and "{{ 7 * 7 }}" in seen and "</div></dl></style>" in seen
+                text = tab.inner_text("main")
+                assert EVIL in text and "{{ 7 * 7 }}" in text and "</div></dl></style>" in text
                 assert tab.locator(".said").all_inner_texts().count(EVIL) == 2
                 label = tab.locator("figure svg").first.get_attribute("aria-label")
                 assert "loss goes from 2 at optimiser step 1" in label
@@ -203,14 +204,14 @@ def test_a_hostile_run_is_shown_as_text_and_loads_nothing(tmp_path, browser):
 def test_a_long_answer_is_folded_and_a_key_opens_it(tmp_path, browser):
     long = "word " * 400
     samples = [{"prompt": "Why?", "wanted": "so", "before": long, "after": "", "part": "demos"}]
-    tab, said, _ = look(browser, page.write(run_folder(tmp_path, samples=samples)), width=390)
+    tab, console, _ = look(browser, page.write(run_folder(tmp_path, samples=samples)), width=390)
     fold = tab.locator(".sample details")
     assert fold.count() == 1 and not fold.locator("> .said").is_visible()
     assert "all 2,000 characters" in fold.inner_text() and "(nothing)" in tab.locator(".sample").inner_text()
     fold.locator("summary").focus()
     tab.keyboard.press("Enter")
     assert fold.locator("> .said").is_visible() and not fold.locator("summary .said").is_visible()
-    assert fold.locator("> .said").text_content() == long and said == []
+    assert fold.locator("> .said").text_content() == long and console == []
     tab.close()
 
 
@@ -218,18 +219,18 @@ def test_the_scoreboard_leads_to_the_pages_of_its_claims(tmp_path, browser):
     for name, verdict in (("npo", "holds"), ("mesa-gd", "fails"), ("zzz", None)):
         arms = card()["arms"] | {INTO_SVG: {EVIL: [1e-3, 1.0, None]}}
         files.write_json(tmp_path / f"{name}.json", card(name, verdict=verdict, arms=arms))
-    place = page.write(tmp_path)
-    assert place.name == "index.html"
+    path = page.write(tmp_path)
+    assert path.name == "index.html"
     for scheme, width in (("light", 1280), ("dark", 390)):
-        tab, said, asked = look(browser, place, scheme, width)
-        inert(tab, said, asked, [place])
+        tab, console, requests = look(browser, path, scheme, width)
+        inert(tab, console, requests, [path])
         accessible(tab, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.locator("tbody th a").all_inner_texts() == ["mesa-gd", "npo", "zzz"]
         facts = tab.locator(".facts dd").all_inner_texts()
         assert [f.split()[0] for f in facts[1:6]] == ["1", "1", "0", "1", "2"]  # the last: stale
         tab.click("text=npo")
-        inert(tab, said, asked, [place, tmp_path / "npo.html"])
+        inert(tab, console, requests, [path, tmp_path / "npo.html"])
         accessible(tab, scheme)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert f"npo works {EVIL}" in tab.inner_text("main")
@@ -241,13 +242,13 @@ def test_an_estimate_lies_in_the_shade_where_its_test_would_hold(tmp_path, brows
     path = tmp_path / "npo.json"
     files.write_json(path, card())
     tab, _, _ = look(browser, page.write(path))
-    seen = {}
+    positions = {}
     for picture in tab.locator(".forest svg[role=img]").all():
         shade, dot = picture.locator(".region").bounding_box(), picture.locator(".dot").bounding_box()
         middle = dot["x"] + dot["width"] / 2
         name = picture.get_attribute("aria-label").split(":")[0]
-        seen[name] = shade["x"] < middle < shade["x"] + shade["width"]
-    assert seen == {"better": True, "smaller": True, "alike": False}
+        positions[name] = shade["x"] < middle < shade["x"] + shade["width"]
+    assert positions == {"better": True, "smaller": True, "alike": False}
     tab.close()
 
 
@@ -255,18 +256,18 @@ def test_it_prints_in_ink_on_paper(tmp_path, browser):
     tab, _, _ = look(browser, page.write(run_folder(tmp_path)), "dark", 720)
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate("getComputedStyle(document.querySelector('h2')).color") == "rgb(35, 33, 29)"
-    assert tab.locator("details th:text-is('delta')").is_visible()  # what is folded on the screen
+    assert tab.locator("details th:text-is('delta')").is_visible()  # sections that are collapsed on screen
     tab.close()
 
 
-# --- what stands on it -----------------------------------------------------------------------
+# --- content ---------------------------------------------------------------------------------
 
 
 def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
-    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"},  # as a method may give them
+    samples = [{"prompt": "Where?", "before": "Paro", "after": "Lund"},  # values a method may return
                {"part": "retain", "prompt": "When?", "wanted": "1946", "before": "1946", "after": "1931"}]  # fmt: skip
-    told = result(answered={"retain": {"of": 32, "before": 30, "after": 29}})
-    seen = " ".join(text_of(page.write(run_folder(tmp_path, told, samples))).split())
+    run_result = result(answered={"retain": {"of": 32, "before": 30, "after": 29}})
+    text = " ".join(text_of(page.write(run_folder(tmp_path, run_result, samples))).split())
     for part in (
         "Asked to make a model forget some answers and keep the rest", "model models/small with 20 forget records",
         "didact run npo:npo-rt --forget 'my files/forget.jsonl'", "sha256 " + "ab" * 32, "arXiv:2404.05868",
@@ -275,18 +276,18 @@ def test_a_run_tells_what_was_asked_what_came_out_and_what_it_cost(tmp_path):
         "2 threads", "commit abc1234", "Where?", "Paro", "Lund",
         "retain: 30 of 32 answers as in the records before, 29 after", "didact evaluate", "--protocol forget",
     ):  # fmt: skip
-        assert part.replace("\xa0", " ") in seen, part
-    order = [seen.index(f" {name} ", seen.index("Versions ")) for name in (
+        assert part.replace("\xa0", " ") in text, part
+    order = [text.index(f" {name} ", text.index("Versions ")) for name in (
         "Before and after", "Samples", "Training", "Cost", "Data and options", "Use the result", "Versions and machine"
     )]  # fmt: skip
     assert order == sorted(order)
-    changed = seen[seen.index("Options that differ") : seen.index("All 6 options")]
-    assert "beta" in changed and "delta" not in changed and "0.1 flag" in changed  # the default beside the value
+    changed = text[text.index("Options that differ") : text.index("All 6 options")]
+    assert "beta" in changed and "delta" not in changed and "0.1 flag" in changed  # the default next to the value
 
 
 def test_better_and_worse_are_told_as_far_as_the_interval_can_tell(tmp_path):
     metric = {"n": 9, "ci": None, "unit": "", "help": "", "before": 0.5}
-    told = result(metrics={
+    run_result = result(metrics={
         "up": metric | {"after": 0.7, "better": "higher", "ci": [0.6, 0.8]},
         "down": metric | {"after": 0.7, "better": "lower"},
         "unclear": metric | {"after": 0.6, "better": "higher", "ci": [0.4, 0.8]},
@@ -295,17 +296,17 @@ def test_better_and_worse_are_told_as_far_as_the_interval_can_tell(tmp_path):
         "neither": metric | {"after": 0.6, "better": ""},
         "new": metric | {"before": None, "after": 0.6, "better": "higher"},
     })  # fmt: skip
-    place = page.write(run_folder(tmp_path, told))
-    rows = re.findall(r'<tr>\s*<th scope="row">(\w+).*?<td class="keep">(.*?)</td>', place.read_text(), re.S)
-    said = {name: re.findall(r"</svg>([\w ]+)</span>", cell) for name, cell in rows[:7]}
-    assert said == {
+    path = page.write(run_folder(tmp_path, run_result))
+    rows = re.findall(r'<tr>\s*<th scope="row">(\w+).*?<td class="keep">(.*?)</td>', path.read_text(), re.S)
+    verdicts = {name: re.findall(r"</svg>([\w ]+)</span>", cell) for name, cell in rows[:7]}
+    assert verdicts == {
         "up": ["better"], "down": ["worse"], "unclear": ["within interval"], "alike": ["the same"],
         "fair": ["better"], "neither": [], "new": [],
     }  # fmt: skip
     lead = (
         "Of 5 metrics with a better side, 2 got better, 1 got worse, 1 stayed within the interval and 1 stayed the same"
     )
-    assert lead in re.sub(r"\s+([.,])", r"\1", " ".join(text_of(place).split()))
+    assert lead in re.sub(r"\s+([.,])", r"\1", " ".join(text_of(path).split()))
 
 
 def test_a_claim_tells_its_verdict_and_whether_its_code_changed(tmp_path):
@@ -313,17 +314,17 @@ def test_a_claim_tells_its_verdict_and_whether_its_code_changed(tmp_path):
 
     current = runner.sources_sha256(*runner.load("npo").modules)
     path = tmp_path / "npo.json"
-    for sources, said in ((current, "the same"), ("0" * 64, "changed")):
+    for sources, state in ((current, "the same"), ("0" * 64, "changed")):
         files.write_json(path, card(sources_sha256=sources))
-        place = page.write(path)
-        assert place == tmp_path / "npo.html"
-        seen = " ".join(text_of(place).split())
-        assert f"code since then {said}" in seen and ("measures it again" in seen) == (said == "changed")
-        assert "competence gate" in seen and "reported only" in seen and "1 of 2 sabotages went unnoticed" in seen
-        assert "× 0.5" in seen and "0 ± 0.2" in seen and "below 0" in seen
+        file = page.write(path)
+        assert file == tmp_path / "npo.html"
+        text = " ".join(text_of(file).split())
+        assert f"code since then {state}" in text and ("measures it again" in text) == (state == "changed")
+        assert "competence gate" in text and "reported only" in text and "1 of 2 sabotages went unnoticed" in text
+        assert "× 0.5" in text and "0 ± 0.2" in text and "below 0" in text
     files.write_json(path, card(verdict="fails", sabotage=[]))
-    seen = " ".join(text_of(page.write(path)).split())
-    assert "“unknown” is undecided (competence gate); 2 of 3 tests that decide hold over 3 seeds" in seen
+    text = " ".join(text_of(page.write(path)).split())
+    assert "“unknown” is undecided (competence gate); 2 of 3 tests that decide hold over 3 seeds" in text
 
 
 @pytest.mark.parametrize("form", ["hf", "peft", "didact"])
@@ -336,9 +337,9 @@ def test_the_lines_that_load_the_result_do(tmp_path, form, fresh):
     elif form == "didact":
         model = Model(mixers.LinearSelfAttention(3, 1, layers=1), kind="module")
     written = Result(models={"model": model}).save(tmp_path)
-    place = page.write(run_folder(tmp_path, result(files=written)))
+    path = page.write(run_folder(tmp_path, result(files=written)))
     blocks = [
-        html.unescape(b) for b in re.findall(r'<pre class="take">(.*?)</pre>', place.read_text(), re.S) if " = " in b
+        html.unescape(b) for b in re.findall(r'<pre class="take">(.*?)</pre>', path.read_text(), re.S) if " = " in b
     ]
     assert len(blocks) == (2 if form in ("hf", "peft") else 1)
     for block in blocks:
@@ -347,7 +348,7 @@ def test_the_lines_that_load_the_result_do(tmp_path, form, fresh):
 
 
 def test_findings_are_shown_by_their_form(tmp_path):
-    given = {
+    values = {
         "kind": "white-box",
         "closest": {"reference": "gd", "tied_with": []},
         "alignment": {"gd": {"loss": {"estimate": 0.1, "low": 0.05, "high": 0.15}, "note": None}},
@@ -355,14 +356,14 @@ def test_findings_are_shown_by_their_form(tmp_path):
         "nested": {"a": {"b": [1, {"c": 2}]}},
         "curves": {"by K": {"x": [1, 2], "y": [0.25, None], "xlabel": "K", "ylabel": "accuracy"}},
     }
-    told = result(method="gone", metrics={}, model=None, data={}, files={}, preset=None)
-    seen = " ".join(text_of(page.write(run_folder(tmp_path, told, rows=[], findings=given))).split())
+    run_result = result(method="gone", metrics={}, model=None, data={}, files={}, preset=None)
+    text = " ".join(text_of(page.write(run_folder(tmp_path, run_result, rows=[], findings=values))).split())
     for part in (
         "white-box", "reference gd, tied with none", "0.100 0.050 to 0.150", "aa 3", "bb 1.00 × 10⁻⁹", '"c": 2',
     ):  # fmt: skip
-        assert part in seen, part
-    assert "Samples" not in seen and "Training" not in seen
-    kinds = [(block.name, block.kind) for block in findings.blocks(given)]
+        assert part in text, part
+    assert "Samples" not in text and "Training" not in text
+    kinds = [(block.name, block.kind) for block in findings.blocks(values)]
     assert kinds == [
         ("", "curves"), ("", "short"), ("alignment", "table"), ("rows", "table"),
         ("nested", "heading"), ("a", "heading"), ("b", "json"),
@@ -384,7 +385,7 @@ def test_a_chart_puts_points_where_they_belong():
         (float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", re.search(r'"line s1" d="(.*?)"', few)[1])
     ]
     steps = [b[0] - a[0] for a, b in itertools.pairwise(at)]
-    assert max(steps) - min(steps) <= 0.2  # doublings are as far apart from each other on a logarithmic axis
+    assert max(steps) - min(steps) <= 0.2  # doublings are equally spaced on a logarithmic axis
     (_, zero), (_, half), (_, quarter), (_, one) = at
     assert half == pytest.approx((zero + one) / 2, abs=0.1) and quarter == pytest.approx(
         0.75 * zero + 0.25 * one, abs=0.1
@@ -433,7 +434,7 @@ def test_numbers_are_set_as_in_print():
     assert [words.number(v) for v in (None, math.nan, 0.5, -1.13e-8, 70459.5, 12)] == [
         "–", "–", "0.500", "−1.13\xa0×\xa010⁻⁸", "70,460", "12.000"
     ]  # fmt: skip
-    assert words.interval([-2.6e-4, 0.196]) == "0.000 to 0.196"  # no zero has a sign
+    assert words.interval([-2.6e-4, 0.196]) == "0.000 to 0.196"  # no signed zero
     assert (
         words.interval([0.00038, 0.00123]) == "0.00038 to 0.00123"
         and words.number(8e-4, [0.00038, 0.00123]) == "0.00080"
@@ -451,11 +452,11 @@ def test_numbers_are_set_as_in_print():
 
 def test_what_is_no_run_and_no_scoreboard_is_one_line(tmp_path):
     def refused(folder):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(UserError) as error:
             page.write(folder)
-        assert str(caught.value).count("\n") == 0
+        assert str(error.value).count("\n") == 0
         assert not list(tmp_path.rglob("*.html"))
-        return str(caught.value)
+        return str(error.value)
 
     assert "no such folder" in refused(tmp_path / "none")
     assert "neither a run" in refused(tmp_path)
@@ -491,16 +492,16 @@ def test_a_study_measures_beside_what_it_names_and_shows_one_column_where_nothin
     studies = [name for name, entry in entries.items() if entry["family"] == "mechanisms"]
     assert {tables.sides(entries[name]) for name in studies} == {("reference", "measured")} and len(studies) > 8
     row = {"after": 0.4, "before": 0.9, "gold": None, "n": 7, "ci": (0.3, 0.5), "unit": "", "better": "lower"}
-    for before, head, told in ((0.9, "Reference and measured", "1</b> came out better"), (None, "Measured", "")):
+    for before, head, verdict in ((0.9, "Reference and measured", "1</b> came out better"), (None, "Measured", "")):
         metric = row | {"before": before, "help": "loss; before: answering 0"}
-        seen = Path(
+        markup = Path(
             page.write(run_folder(tmp_path / head[0], result(method="mesa-gd", preset=None, metrics={"loss": metric})))
         ).read_text(encoding="utf-8")
-        assert f">{head}</h2>" in seen and told in seen and "loss; reference: answering 0" in seen
-        assert ("reference</th>" in seen) == (before is not None)
-        shown = untrusted.console(200)
-        with shown.capture() as text:
-            shown.print(tables.metrics({"loss": metric}, tables.sides(entries["mesa-gd"])))
+        assert f">{head}</h2>" in markup and verdict in markup and "loss; reference: answering 0" in markup
+        assert ("reference</th>" in markup) == (before is not None)
+        console = untrusted.console(200)
+        with console.capture() as text:
+            console.print(tables.metrics({"loss": metric}, tables.sides(entries["mesa-gd"])))
         columns = [word for word in text.get().split("\n")[0].split("  ") if word]
         assert [c.strip() for c in columns][:2] == ["metric", "reference" if before else "measured"]
 
@@ -509,12 +510,14 @@ def test_what_only_asks_is_compared_with_plain_asking_and_what_trains_with_befor
     entries = catalogue.read()
     assert [tables.sides(entries[name]) for name in ("npo", "gpt3.clean")] == [("before", "after")] * 2
     sample = [{"part": "test", "prompt": "Where?", "before": "Paro", "after": "Lund", "wanted": "Lund"}]
-    told = result(method="consensus", preset=None)
-    seen = Path(page.write(run_folder(tmp_path, told, sample))).read_text(encoding="utf-8")
-    assert ">Asked plainly and through the procedure<" in seen and seen.count("before") == 1  # of the chat to come
-    shown = untrusted.console(200)
-    with shown.capture() as text:
-        shown.print(
-            tables.metrics({"one": told["metrics"]["utility"] | {"gold": None}}, tables.sides(entries["consensus"]))
+    run_result = result(method="consensus", preset=None)
+    markup = Path(page.write(run_folder(tmp_path, run_result, sample))).read_text(encoding="utf-8")
+    assert ">Asked plainly and through the procedure<" in markup and markup.count("before") == 1  # of the next chat
+    console = untrusted.console(200)
+    with console.capture() as text:
+        console.print(
+            tables.metrics(
+                {"one": run_result["metrics"]["utility"] | {"gold": None}}, tables.sides(entries["consensus"])
+            )
         )
     assert text.get().split("\n")[0].split("  ")[0] == "metric" and "asked plainly" in text.get()

@@ -1,7 +1,7 @@
-"""Killed at any moment and started again, a run ends in the same bits; a full disk costs only the last checkpoint.
+"""A run killed at any time and resumed ends bit-identical; a full disk costs only the last checkpoint.
 
-Runs are forked from a server that has imported everything, so that a start costs nothing and a SIGKILL
-lands in training, not in imports. They use one thread, as bits need.
+Runs are forked from a server that has imported everything, so that starting is fast and a SIGKILL
+hits training, not imports. They use one thread, which bit-identical results need.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ CASES = {
 
 
 def train(case, start, folder, out, started=None):
-    """The whole run, as a user's process does it; the weights at the end go to `out`."""
+    """Run the whole training as a user's process does; write the final weights to `out`."""
     os.environ["DIDACT_CACHE"] = "off"
     torch.set_num_threads(1)
     world, count = authors(0, forget=1, retain=1, unseen=0, holdout=0), Count()
@@ -61,53 +61,53 @@ def newest(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(fresh, tmp_path_factory):
-    """`undisturbed(case)`: where the start model is, the end of a run nobody killed, and how long it took."""
-    made = {}
+    """`undisturbed(case)`: the start model's folder, the final weights of a run without kills, and its duration."""
+    cache = {}
 
     def get(case):
-        if case not in made:
+        if case not in cache:
             root = tmp_path_factory.mktemp(case)
             start = root / "start"
             start.mkdir()
             fresh("gpt2", dropout=0.2).save(start) if case == "gpt2-dropout" else fresh("llama").save(start)
             process = launch(train, case, start, root / "folder", root / "end")
-            began = time.monotonic()
+            start_time = time.monotonic()
             process.join()
             assert process.exitcode == 0
-            made[case] = start, root / "end", time.monotonic() - began
-        return made[case]
+            cache[case] = start, root / "end", time.monotonic() - start_time
+        return cache[case]
 
     return get
 
 
 def killed_again_and_again(case, kills, undisturbed, folder, seed):
-    """Each kill comes a random while after a random step of those left, so also inside saving and tidying."""
+    """Each kill comes a random time after a random remaining step, so also during saving and clean-up."""
     start, _, seconds = undisturbed(case)
-    draw = random.Random(seed)
-    done = 0
-    while done < kills:
+    rng = random.Random(seed)
+    finished = 0
+    while finished < kills:
         process = launch(train, case, start, folder / "run", folder / "end")
         at = newest(folder / "run")
-        target = draw.randint(at, at + (STEPS - at) // (kills - done + 1))
+        target = rng.randint(at, at + (STEPS - at) // (kills - finished + 1))
         while newest(folder / "run") < target and process.is_alive():
             time.sleep(0.001)
-        time.sleep(draw.uniform(0, 2 * seconds / STEPS))
+        time.sleep(rng.uniform(0, 2 * seconds / STEPS))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        if process.exitcode == 0:  # it was quicker than the kill, which is still owed
+        if process.exitcode == 0:  # it finished before the kill, which is still to be done
             shutil.rmtree(folder / "run")
             (folder / "end").unlink()
             continue
         assert process.exitcode == -signal.SIGKILL
         assert not (folder / "end").exists()
-        done += 1
+        finished += 1
     process = launch(train, case, start, folder / "run", folder / "end")
     process.join()
     assert process.exitcode == 0
 
 
 def same_end(end, folder):
-    assert (folder / "end").read_bytes() == end.read_bytes()  # to the bit
+    assert (folder / "end").read_bytes() == end.read_bytes()  # bit-identical
     theirs, mine = (json.loads(p.with_name("end.json").read_text()) for p in (end, folder / "end"))
     assert mine == theirs and [row["step"] for row in mine["history"]] == list(range(1, STEPS + 1))
     assert {p.name for p in (folder / "run").rglob("step-*")} == {f"step-{STEPS - 1:08d}", f"step-{STEPS:08d}"}
@@ -121,7 +121,7 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bits(case, kills, undis
     same_end(undisturbed(case)[1], tmp_path)
 
 
-# --- what a kill can leave, and what must not be resumed -------------------------------------
+# --- leftovers of a kill, and checkpoints that must not be resumed ---------------------------
 
 
 class Dot(torch.nn.Module):
@@ -151,17 +151,17 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
 
 def test_what_a_kill_in_writing_leaves_is_removed_and_the_last_two_are_kept(tmp_path):
-    done, _ = run(tmp_path)
+    weights, _ = run(tmp_path)
     half = tmp_path / "toy/.didact-tmp-0123abcd-step-00000005"  # killed while writing the next
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
     again, _ = run(tmp_path)
-    assert torch.equal(again.w, done.w)
+    assert torch.equal(again.w, weights.w)
     assert {p.name for p in (tmp_path / "toy").glob("*step-*")} == {"step-00000003", "step-00000004"}
 
 
 class Signal(Hook):
-    """Raises a signal in the step of this number, as a user or a scheduler does at any moment of it."""
+    """Raises a signal in this step, as a user or a scheduler may at any time."""
 
     def __init__(self, signum, at):
         self.signum, self.at = signum, at
@@ -173,14 +173,14 @@ class Signal(Hook):
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monkeypatch):
-    """Between two checkpoints, and the run that goes on ends with the bits of one that was let alone."""
-    heard = []
-    before = signal.signal(signum, lambda *given: heard.append(given[0]))
+    """A signal between two checkpoints; the resumed run ends bit-identical to an undisturbed one."""
+    received = []
+    before = signal.signal(signum, lambda *args: received.append(args[0]))
     try:
         run(tmp_path / "b", save_every=None, hooks=[Signal(signum, at=2)])
     finally:
         signal.signal(signum, before)
-    assert heard == [signum] and [p.name for p in (tmp_path / "b/toy").glob("*step-*")] == ["step-00000002"]
+    assert received == [signum] and [p.name for p in (tmp_path / "b/toy").glob("*step-*")] == ["step-00000002"]
     assert checkpoint.told(tmp_path) == "the same command resumes from step 2 of b/toy"
     again, history = run(tmp_path / "b", hooks=[Hook()])
     alone, whole = run(tmp_path / "a")
@@ -214,10 +214,10 @@ def as_file(path):
     path.write_text("x")
 
 
-def resealed(place, name, text):
-    """Whole by its checksums, and still not what a checkpoint is: another version wrote it."""
-    (place / name).write_text(text)
-    files._seal(place)
+def resealed(folder, name, text):
+    """Checksums match, but the content is not a valid checkpoint: another version wrote it."""
+    (folder / name).write_text(text)
+    files._seal(folder)
 
 
 DAMAGES = {
@@ -249,12 +249,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(how, tmp_path, capsys):
-    done, history = run(tmp_path)
+    weights, history = run(tmp_path)
     DAMAGES[how](tmp_path / "toy/step-00000004")
     again, same = run(tmp_path)
-    assert torch.equal(again.w, done.w) and same == history
-    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
-    assert "step-00000004: " in told and told.endswith("resuming from step-00000003")
+    assert torch.equal(again.w, weights.w) and same == history
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("didact: ")]
+    assert "step-00000004: " in message and message.endswith("resuming from step-00000003")
     assert {p.name for p in (tmp_path / "toy").glob("*step-*")} == {
         "damaged-step-00000004",
         "step-00000003",
@@ -292,10 +292,10 @@ def test_every_optimizer_goes_on_with_the_bits_it_stopped_with(optimizer, tmp_pa
 
 
 def complaint(*args, **options):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         run(*args, **options)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_a_changed_option_is_named(tmp_path):
@@ -321,14 +321,14 @@ def test_another_number_of_hooks_is_an_error_and_not_a_crash(tmp_path):
 @pytest.mark.parametrize("changed", ["forget", "retain", "model", "beta"])
 def test_changed_arguments_of_a_method_are_named(changed, fresh, tmp_path):
     world = authors(0, forget=1, retain=1, unseen=0, holdout=0)
-    given = {"model": fresh("llama"), "forget": world.forget, "retain": world.retain, "beta": 0.1}
+    arguments = {"model": fresh("llama"), "forget": world.forget, "retain": world.retain, "beta": 0.1}
     fit = Fit(lr=1e-3, steps=2, rows=2, folder=str(tmp_path))
-    unlearning.npo(**given, fit=fit)
+    unlearning.npo(**arguments, fit=fit)
     other = authors(1, forget=1, retain=1, unseen=0, holdout=0)
     news = {"model": fresh("llama", seed=1), "beta": 0.2}
-    given[changed] = news[changed] if changed in news else [*given[changed][:-1], other.forget[-1]]
+    arguments[changed] = news[changed] if changed in news else [*arguments[changed][:-1], other.forget[-1]]
     with pytest.raises(UserError, match=f"a run with another {changed}(, weights)? was begun here"):
-        unlearning.npo(**given, fit=fit)
+        unlearning.npo(**arguments, fit=fit)
 
 
 def test_changed_records_are_named_where_no_method_was_called(fresh, tmp_path):
@@ -345,14 +345,14 @@ def test_changed_records_are_named_where_no_method_was_called(fresh, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 256 KiB, where this process may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", place], capture_output=True)
+    """A file system of 256 KiB; skipped where this process may not mount one."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], capture_output=True)
     if mounted.returncode:
         pytest.skip("this process may not mount a file system")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
 
 
 def survives(folder, message, step):
@@ -367,15 +367,15 @@ def survives(folder, message, step):
 
 
 class Fill(Hook):
-    """Leaves no room on the disk before step 2: later the oldest checkpoint makes room for the next."""
+    """Fills the disk before step 2: later the oldest checkpoint makes room for the next."""
 
     def __init__(self, folder):
         self.folder = folder
 
     def before(self, step):
         if step.step == 1:
-            with contextlib.suppress(OSError), open(self.folder / "ballast", "wb", buffering=0) as handle:
-                while handle.write(b"\1" * 1024):
+            with contextlib.suppress(OSError), open(self.folder / "ballast", "wb", buffering=0) as file:
+                while file.write(b"\1" * 1024):
                     pass
 
 
@@ -395,7 +395,7 @@ def test_a_full_disk_from_the_start_says_that_nothing_was_kept(small_disk):
 
 
 class Shrink(Hook):
-    """No file may grow beyond 64 bytes from step 3 on: what a quota does, and needs no rights."""
+    """Limits files to 64 bytes from step 3 on: the effect of a quota, without privileges."""
 
     def before(self, step):
         if step.step == 2:
@@ -403,22 +403,22 @@ class Shrink(Hook):
 
 
 def test_a_write_that_fails_for_another_reason_keeps_the_checkpoint_too(tmp_path):
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    was = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         message = complaint(tmp_path, hooks=[Shrink()])
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
-        signal.signal(signal.SIGXFSZ, was)
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
     assert "too large" in message
     survives(tmp_path, message, 2)
 
 
 def test_weights_and_moments_come_back_to_the_bit(tmp_path):
     module, _ = run(tmp_path, optimizer="adamw")
-    kept = tmp_path / "toy/step-00000004"
-    assert torch.equal(load_file(kept / "weights.safetensors")["w"], module.w)
-    assert set(load_file(kept / "optimizer.safetensors")) == {"w|step", "w|exp_avg", "w|exp_avg_sq"}
+    path = tmp_path / "toy/step-00000004"
+    assert torch.equal(load_file(path / "weights.safetensors")["w"], module.w)
+    assert set(load_file(path / "optimizer.safetensors")) == {"w|step", "w|exp_avg", "w|exp_avg_sq"}
 
 
 def test_a_run_whose_template_writes_the_date_goes_on_on_another_day_to_the_same_bits(fresh, tmp_path, monkeypatch):
@@ -431,19 +431,19 @@ def test_a_run_whose_template_writes_the_date_goes_on_on_another_day_to_the_same
     model.save(tmp_path / "start")
     turn = [{"role": "user", "content": "Where was Mira born?"}]
     files.write_lines(tmp_path / "demos.jsonl", [{"prompt": turn, "completion": f"Tarn {i}"} for i in range(4)])
-    words = ["run", "sft", "--model", str(tmp_path / "start"), "--demos", str(tmp_path / "demos.jsonl"), "--steps=3"]
-    words += ["--rows=2", "--save-every=1", "--lr=1e-2", "--device=cpu", "--out"]
-    process = launch(die_after, 2, [*words, str(tmp_path / "killed")])
+    command = ["run", "sft", "--model", str(tmp_path / "start"), "--demos", str(tmp_path / "demos.jsonl"), "--steps=3"]
+    command += ["--rows=2", "--save-every=1", "--lr=1e-2", "--device=cpu", "--out"]
+    process = launch(die_after, 2, [*command, str(tmp_path / "killed")])
     process.join()
-    began = files.read_json(tmp_path / "killed" / "result.json")["began"]
+    started = files.read_json(tmp_path / "killed" / "result.json")["began"]
     monkeypatch.setattr(chat, "today", lambda: "1999-12-31T23:59:59")
-    assert cli.main([*words, str(tmp_path / "killed")]) == 0
+    assert cli.main([*command, str(tmp_path / "killed")]) == 0
     other = tmp_path / "other day"
-    assert cli.main([*words, str(other)]) == 0
-    monkeypatch.setattr(chat, "today", lambda: began)
-    assert cli.main([*words, str(tmp_path / "whole")]) == 0
+    assert cli.main([*command, str(other)]) == 0
+    monkeypatch.setattr(chat, "today", lambda: started)
+    assert cli.main([*command, str(tmp_path / "whole")]) == 0
     weights = {
         p: (p / "model" / "model.safetensors").read_bytes() for p in tmp_path.iterdir() if (p / "model").exists()
     }
     assert weights[tmp_path / "killed"] == weights[tmp_path / "whole"] != weights[other]
-    assert files.read_json(tmp_path / "killed" / "result.json")["began"] == began
+    assert files.read_json(tmp_path / "killed" / "result.json")["began"] == started

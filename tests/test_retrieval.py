@@ -1,4 +1,4 @@
-"""Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, what fits a budget."""
+"""Nearest texts: known answers of TF-IDF and BM25, ties and ids, memory in chunks, selection within a budget."""
 
 import itertools
 import math
@@ -41,38 +41,38 @@ def test_bm25_is_the_formula(k1, b):
 def test_tf_idf_sees_the_same_words_repetition_aside_and_nothing_in_other_words():
     embedder = retrieval.TfIdf(TEXTS)
     pool = retrieval.embedded(embedder, TEXTS)
-    asked = retrieval.embedded(embedder, ["A DOG!", "a dog a dog", "unheard of"])
-    found = retrieval.nearest(asked, pool, 2)
-    assert found.positions[:2, 0].tolist() == [1, 1] and found.scores[:2, 0] == pytest.approx(1.0)
-    assert found.scores[2].tolist() == [0.0, 0.0] and found.positions[2].tolist() == [0, 1]
+    queries = retrieval.embedded(embedder, ["A DOG!", "a dog a dog", "unheard of"])
+    result = retrieval.nearest(queries, pool, 2)
+    assert result.positions[:2, 0].tolist() == [1, 1] and result.scores[:2, 0] == pytest.approx(1.0)
+    assert result.scores[2].tolist() == [0.0, 0.0] and result.positions[2].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("texts", [[], ["", "  "]])
 def test_a_pool_without_words_is_searched_all_the_same(texts):
     embedder = retrieval.TfIdf(texts)
     assert retrieval.embedded(embedder, ["cat"]).nnz == 0
-    found = retrieval.nearest(embedder(["cat"]), embedder(texts), 2)
-    assert found.lists() == [list(range(len(texts)))]
+    result = retrieval.nearest(embedder(["cat"]), embedder(texts), 2)
+    assert result.lists() == [list(range(len(texts)))]
     assert retrieval.BM25(texts).nearest(["cat"], 2).lists() == [list(range(len(texts)))]
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 3), st.integers(0, 10**6))
 def test_nearest_is_a_stable_sort_whatever_the_chunk(n, k, decimals, seed):
-    """Coarse scores have many ties; ids stand twice in the pool and may be nobody's."""
+    """Coarse scores have many ties; ids may be repeated in the pool or match no query."""
     rng = np.random.default_rng(seed)
-    pool, asked = (np.round(rng.normal(size=(size, 2)), decimals) for size in (n, 7))
+    pool, queries = (np.round(rng.normal(size=(size, 2)), decimals) for size in (n, 7))
     pool_ids, query_ids = rng.integers(0, 5, n).tolist(), rng.integers(0, 7, 7).tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(retrieval, "CHUNK", 3 * n)
-        found = retrieval.nearest(asked, pool, k, query_ids, pool_ids)
-    for i, row in enumerate(asked):
+        result = retrieval.nearest(queries, pool, k, query_ids, pool_ids)
+    for i, row in enumerate(queries):
         scores = row @ pool.T
         allowed = [j for j in range(n) if pool_ids[j] != query_ids[i]]
-        wanted = sorted(allowed, key=lambda j: (-scores[j], j))[:k]
-        assert np.allclose(scores[found.lists()[i]], scores[wanted])
-        assert found.positions[i, len(wanted) :].tolist() == [retrieval.NONE] * (k - len(wanted))
-    exact = retrieval.nearest(np.round(asked * 4), np.round(pool * 4), k)  # small whole numbers: no rounding
-    for row, hits in zip(np.round(asked * 4), exact.lists(), strict=True):
+        expected = sorted(allowed, key=lambda j: (-scores[j], j))[:k]
+        assert np.allclose(scores[result.lists()[i]], scores[expected])
+        assert result.positions[i, len(expected) :].tolist() == [retrieval.NONE] * (k - len(expected))
+    exact = retrieval.nearest(np.round(queries * 4), np.round(pool * 4), k)  # small whole numbers: no rounding
+    for row, hits in zip(np.round(queries * 4), exact.lists(), strict=True):
         scores = row @ np.round(pool * 4).T
         assert hits == sorted(range(n), key=lambda j: (-scores[j], j))[:k]
 
@@ -105,12 +105,12 @@ def test_what_fits_stands_with_the_best_last():
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("vectors", "message"),
     [(np.zeros(2), "shape"), (np.zeros((3, 2)), "not one row per text"), (np.array([[1.0], [math.nan]]), "finite")],
 )
-def test_what_an_embedder_must_not_give_is_told(made, message):
+def test_what_an_embedder_must_not_give_is_told(vectors, message):
     with pytest.raises(UserError, match=f"^embedder: .*{message}"):
-        retrieval.embedded(lambda texts: made, ["a", "b"])
+        retrieval.embedded(lambda texts: vectors, ["a", "b"])
 
 
 def test_whole_numbers_and_float32_serve():
@@ -121,7 +121,7 @@ def test_whole_numbers_and_float32_serve():
 def test_a_space_on_both_sides_tells_a_word_from_one_that_holds_it():
     pool = retrieval.Substrings(["ana", "banana", "an"])
     assert pool.scores(["ana"]).tolist() == [[5, 4, 3]]
-    assert pool.nearest(["zz"], 2).lists() == [[0, 1]]  # the spaces alone: equals by place
+    assert pool.nearest(["zz"], 2).lists() == [[0, 1]]  # only spaces in common: ties by position
     assert retrieval.Substrings([]).scores(["a"]).shape == (1, 0)
 
 
@@ -131,7 +131,7 @@ def test_the_longest_substring_is_that_of_all_pairs_of_substrings(pool, query):
         subs = {a[i:j] for i, j in itertools.combinations(range(len(a) + 1), 2)}
         return max((len(s) for s in subs if s in b), default=0)
 
-    found = retrieval.Substrings(pool).scores([query])[0].tolist()
-    assert found == [longest(f" {query} ", f" {text} ") for text in pool]
-    order = sorted(range(len(pool)), key=lambda i: (-found[i], i))
+    scores = retrieval.Substrings(pool).scores([query])[0].tolist()
+    assert scores == [longest(f" {query} ", f" {text} ") for text in pool]
+    order = sorted(range(len(pool)), key=lambda i: (-scores[i], i))
     assert retrieval.Substrings(pool).nearest([query], 3).lists() == [order[:3]]

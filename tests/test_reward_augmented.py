@@ -1,4 +1,4 @@
-"""A pair under both its goals is 2 records; goals steer a model on prompts it never saw; without them both cancel."""
+"""A pair with both its goals gives 2 records; goals steer a model on held-out prompts; without them both cancel."""
 
 import dataclasses
 import math
@@ -37,8 +37,8 @@ def pairs(*scores):
     ]
 
 
-def under(given, wording=Wording(), **how):
-    return goals.relabelled(given, goals.scores_of(given), wording, **how)
+def under(records, wording=Wording(), **how):
+    return goals.relabelled(records, goals.scores_of(records), wording, **how)
 
 
 # --- the transform ---------------------------------------------------------------------------
@@ -46,13 +46,13 @@ def under(given, wording=Wording(), **how):
 
 @given(st.lists(st.tuples(SCORE, SCORE), max_size=12), st.sampled_from([0.0, 0.5, 2.0]))
 def test_n_pairs_are_2_n_records_less_ties_each_side_once_chosen_and_once_rejected(scores, min_gap):
-    given_ = pairs(*scores)
-    made = under(given_, min_gap=min_gap)
-    kept = [p for p in given_ if abs(p.chosen_score - p.rejected_score) > min_gap]
-    assert len(made) == 2 * len(kept)
-    sides = sorted(s for p in kept for s in (p.chosen, p.rejected))
-    assert sorted(r.chosen for r in made) == sorted(r.rejected for r in made) == sides
-    for record in made:  # under its goal the chosen side is worth most there can be, 0
+    pairs_ = pairs(*scores)
+    records = under(pairs_, min_gap=min_gap)
+    untied = [p for p in pairs_ if abs(p.chosen_score - p.rejected_score) > min_gap]
+    assert len(records) == 2 * len(untied)
+    sides = sorted(s for p in untied for s in (p.chosen, p.rejected))
+    assert sorted(r.chosen for r in records) == sorted(r.rejected for r in records) == sides
+    for record in records:  # under its goal the chosen side has the highest possible value, 0
         goal = record.extra["goal"]
         assert goals.worth(record.chosen_score, goal) == 0 > goals.worth(record.rejected_score, goal)
         assert record.prompt.endswith(f"Overall score: {goals.printed(goal)}\n\nQ{record.extra['pair']}")
@@ -87,8 +87,8 @@ def test_half_of_the_officials_second_records_are_not_turned_round():
 
 
 def test_a_dropped_goal_leaves_the_plain_pair():
-    made = under(pairs(*[(8, 3)] * 40), dropout=0.5)
-    plain = [r for r in made if "goal" not in r.extra]
+    records = under(pairs(*[(8, 3)] * 40), dropout=0.5)
+    plain = [r for r in records if "goal" not in r.extra]
     assert 20 < len(plain) < 60
     assert all(r.prompt[0] == "Q" and r.chosen.startswith("good") for r in plain)
 
@@ -99,23 +99,30 @@ def test_several_attributes_have_a_line_each():
         extra={"chosen_scores": {"honesty": 8, "wit": 2.5}, "rejected_scores": {"honesty": 3, "wit": 9}},
     )  # fmt: skip
     wording = Wording(template="On {low} to {high}.\n{attribute}: {goal}", attributes=("honesty", "wit"))
-    made = goals.relabelled([pair], goals.scores_of([pair], wording.attributes), wording)
-    assert [r.prompt for r in made] == [
+    records = goals.relabelled([pair], goals.scores_of([pair], wording.attributes), wording)
+    assert [r.prompt for r in records] == [
         "On 1 to 10.\nhonesty: 8\nwit: 2.5\n\nQ",
         "On 1 to 10.\nhonesty: 3\nwit: 9\n\nQ",
     ]
-    assert made[1].chosen == "b" and made[1].extra["goal"] == [3, 9] and wording.text(wording.best).endswith("wit: 10")
+    assert (
+        records[1].chosen == "b"
+        and records[1].extra["goal"] == [3, 9]
+        and wording.text(wording.best).endswith("wit: 10")
+    )
     with pytest.raises(UserError, match="record 1: no number 'tact' in 'chosen_scores'"):
         goals.scores_of([pair], ["tact"])
 
 
 def test_the_goal_of_a_conversation_stands_in_its_system_turn_or_before_its_first_text():
-    talk = Messages([{"role": "user", "content": "Hi"}])
-    told = Messages([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
-    system, user = (Wording(template="Score {goal}", place=place) for place in ("system", "user"))
-    assert system.prompt(talk, (9.0,)).turns == ({"role": "system", "content": "Score 9"}, talk.turns[0])
-    assert system.prompt(told, (9.0,)).turns[0]["content"] == "Score 9\n\nBe kind."
-    assert user.prompt(talk, (9.0,)).turns == ({"role": "user", "content": "Score 9\n\nHi"},)
+    conversation = Messages([{"role": "user", "content": "Hi"}])
+    with_system = Messages([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}])
+    system, user = (Wording(template="Score {goal}", place=position) for position in ("system", "user"))
+    assert system.prompt(conversation, (9.0,)).turns == (
+        {"role": "system", "content": "Score 9"},
+        conversation.turns[0],
+    )
+    assert system.prompt(with_system, (9.0,)).turns[0]["content"] == "Score 9\n\nBe kind."
+    assert user.prompt(conversation, (9.0,)).turns == ({"role": "user", "content": "Score 9\n\nHi"},)
 
 
 @given(st.floats(-20, 20), st.floats(0.05, 3))
@@ -135,13 +142,13 @@ def start():
     return example.tuned(0, steps=40)
 
 
-def rewards(model, world, asked):
-    """Mean score under each goal, over all answers."""
+def rewards(model, world, prompts):
+    """Return the mean score under each goal, over all answers."""
     answers, out = world.answers(), []
     for goal in (1.0, 10.0):
-        logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in asked for a in answers])[0]
-        share = logp.view(len(asked), -1).softmax(1).numpy()
-        out.append((share * np.array([[world.score(x, a) for a in answers] for x in asked])).sum(1).mean())
+        logp = lab.logp(model, [(example.WORDING.prompt(x, (goal,)), a) for x in prompts for a in answers])[0]
+        share = logp.view(len(prompts), -1).softmax(1).numpy()
+        out.append((share * np.array([[world.score(x, a) for a in answers] for x in prompts])).sum(1).mean())
     return out
 
 
@@ -153,10 +160,10 @@ def contrast(world, n):
 def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not():
     world = Scored(prompts=4, letters=4, own=0.0, seed=3)
     pairs_ = contrast(world, 600)
-    given_, unseen = ([p for p in pairs_ if (p.prompt == "D") == last] for last in (False, True))  # D is held out
+    train, unseen = ([p for p in pairs_ if (p.prompt == "D") == last] for last in (False, True))  # D is held out
     fit = Fit(lr=3e-3, steps=160, rows=16, warmup_steps=10, schedule="cosine")
-    how = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
-    whole = alignment.reward_augmented(start(), given_, **how)
+    training = SHORT | {"beta": 1.0, "step": 9.0, "fit": fit}
+    whole = alignment.reward_augmented(start(), train, **training)
     trained = whole.models["model"]
     low, high = rewards(trained, world, ["D"])
     assert high > low + 2
@@ -168,7 +175,7 @@ def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not()
     margins = prefer.margins(dataclasses.replace(trained, condition=None), records)
     assert before.n == after.n == len(records) and after.value == pytest.approx(np.mean(margins > 0))
     assert not goals_protocol.score(start(), dataclasses.replace(scoring, options=options | {"scores": "implicit"}))
-    legacy = alignment.reward_augmented(start(), given_, **how, legacy_nosys=True)
+    legacy = alignment.reward_augmented(start(), train, **training, legacy_nosys=True)
     low, high = rewards(legacy.models["model"], world, ["D"])
     assert abs(high - low) < 1
     assert whole.history[0]["dpo"] == pytest.approx(math.log(2), abs=1e-5)
@@ -176,31 +183,34 @@ def test_goals_steer_where_records_are_turned_round_and_not_where_they_are_not()
 
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
 def test_every_loss_takes_the_records_in(loss):
-    given_, fit = contrast(example.world(0), 64), Fit(lr=1e-3, steps=6, rows=16)
-    result = alignment.reward_augmented(start(), given_, **{**SHORT, "loss": loss}, reverse=False, fit=fit)
+    pairs_, fit = contrast(example.world(0), 64), Fit(lr=1e-3, steps=6, rows=16)
+    result = alignment.reward_augmented(start(), pairs_, **{**SHORT, "loss": loss}, reverse=False, fit=fit)
     assert result.history[-1]["margin"] > result.history[0]["margin"] + 0.01
-    assert loss in result.history[0] and len(result.records) == len(given_)
+    assert loss in result.history[0] and len(result.records) == len(pairs_)
 
 
 def test_one_goal_for_all_is_dpo_with_a_system_prompt_to_the_last_bit():
-    given_ = example.world(0).pairs(2, 24)
+    pairs_ = example.world(0).pairs(2, 24)
     fit = Fit(lr=1e-3, steps=4, rows=8)
-    same = [dataclasses.replace(p, chosen_score=8, rejected_score=3) for p in given_]
+    same = [dataclasses.replace(p, chosen_score=8, rejected_score=3) for p in pairs_]
     mine = alignment.reward_augmented(start(), same, **SHORT, reverse=False, fit=fit)
-    asked = [dataclasses.replace(p, prompt=f"Overall score: 8\n{p.prompt}") for p in given_]
-    theirs = baselines.dpo(start(), asked, beta=0.5, fit=fit)
+    with_goal = [dataclasses.replace(p, prompt=f"Overall score: 8\n{p.prompt}") for p in pairs_]
+    theirs = baselines.dpo(start(), with_goal, beta=0.5, fit=fit)
     assert mine.models["model"].fingerprint() == theirs.models["model"].fingerprint()
     assert [r["dpo"] for r in mine.history] == [r["dpo"] for r in theirs.history] != [math.log(2)] * 4
 
 
 def test_without_a_goal_in_the_text_both_orders_cancel():
     fit = Fit(lr=1e-2, steps=1, rows=16, optimizer="sgd", clip=0.0)
-    given_ = contrast(example.world(0), 8)
+    pairs_ = contrast(example.world(0), 8)
     plain = {**SHORT, "wording": Wording(template="", joint="\n")}
-    result = alignment.reward_augmented(start(), given_, **plain, fit=fit)
+    result = alignment.reward_augmented(start(), pairs_, **plain, fit=fit)
     assert len(result.records) == 16 and result.history[0]["grad_norm"] < 1e-4
-    told = alignment.reward_augmented(start(), given_, **SHORT, fit=fit)
-    assert told.history[0]["grad_norm"] > 1e-4 or told.history[0]["grad_norm"] > 10 * result.history[0]["grad_norm"]
+    with_goal = alignment.reward_augmented(start(), pairs_, **SHORT, fit=fit)
+    assert (
+        with_goal.history[0]["grad_norm"] > 1e-4
+        or with_goal.history[0]["grad_norm"] > 10 * result.history[0]["grad_norm"]
+    )
 
 
 def test_implicit_scores_order_pairs_without_scores():
@@ -215,10 +225,10 @@ def test_implicit_scores_order_pairs_without_scores():
 
 
 def test_implicit_rewards_are_the_scaled_log_ratios():
-    given_ = contrast(example.world(0), 6)
-    taught = baselines.dpo(start(), given_, fit=Fit(lr=3e-3, steps=3, rows=6)).models["model"]
-    earned = pair_training.implicit_rewards(taught, start(), given_, 0.3)
-    rows = [r for item in pair_training.groups(start(), given_) for r in item]
+    pairs_ = contrast(example.world(0), 6)
+    taught = baselines.dpo(start(), pairs_, fit=Fit(lr=3e-3, steps=3, rows=6)).models["model"]
+    earned = pair_training.implicit_rewards(taught, start(), pairs_, 0.3)
+    rows = [r for item in pair_training.groups(start(), pairs_) for r in item]
     moved = forward.row_logp(taught, rows)[0] - forward.row_logp(start(), rows)[0]
     assert torch.allclose(earned.double(), 0.3 * moved.view(-1, 2), atol=1e-5) and earned.abs().max() > 1e-2
 
@@ -227,38 +237,38 @@ def test_implicit_rewards_are_the_scaled_log_ratios():
 
 
 def test_a_saved_model_is_asked_for_the_highest_goal_and_predict_for_any(fresh, tmp_path):
-    given_ = pairs(*[(8, 3.5)] * 18)
+    pairs_ = pairs(*[(8, 3.5)] * 18)
     model, wording = fresh("llama", context=128), Wording(template="Score: {goal}")
-    result = alignment.reward_augmented(model, given_, wording=wording, fit=Fit(lr=1e-3, steps=2, rows=8))
+    result = alignment.reward_augmented(model, pairs_, wording=wording, fit=Fit(lr=1e-3, steps=2, rows=8))
     assert result.findings["asked"] == "Score: 10" and result.findings["goals"] == {"3.5": 18, "8": 18}
-    asked = result.predict(["Q3"], max_new_tokens=3)
-    assert asked == result.predict(["Q3"], goal=10, max_new_tokens=3) and len(asked) == 1
+    answers = result.predict(["Q3"], max_new_tokens=3)
+    assert answers == result.predict(["Q3"], goal=10, max_new_tokens=3) and len(answers) == 1
     result.save(tmp_path / "out")
     saved = load.load(tmp_path / "out" / "model", device="cpu")
     assert saved.condition == Condition(before="Score: 10\n\n")
-    assert generate.generate(saved, ["Q3"], max_new_tokens=3) == asked
+    assert generate.generate(saved, ["Q3"], max_new_tokens=3) == answers
 
 
 def test_scores_beyond_the_scale_are_stretched_and_said_to_be(fresh):
-    given_, model = pairs((0.5, -2.5), (3.5, 0.5), (3.5, -2.5)), fresh("gpt2", context=96)
-    result = alignment.reward_augmented(model, given_, **SHORT, fit=Fit(lr=0.0, steps=1))
+    pairs_, model = pairs((0.5, -2.5), (3.5, 0.5), (3.5, -2.5)), fresh("gpt2", context=96)
+    result = alignment.reward_augmented(model, pairs_, **SHORT, fit=Fit(lr=0.0, steps=1))
     assert [r.extra["goal"] for r in result.records] == [5.5, 10, 10, 1, 5.5, 1]
     assert len(result.warnings) == 1 and "-2.5 to 3.5" in result.warnings[0]
-    told = alignment.reward_augmented(model, given_, **SHORT, span=(-2.5, 3.5), fit=Fit(lr=0.0, steps=1))
-    assert told.records == result.records and not told.warnings
+    stretched = alignment.reward_augmented(model, pairs_, **SHORT, span=(-2.5, 3.5), fit=Fit(lr=0.0, steps=1))
+    assert stretched.records == result.records and not stretched.warnings
 
 
 def test_half_takes_half_of_the_pairs(fresh):
-    given_ = pairs(*[(8, 3)] * 20)
-    result = alignment.reward_augmented(fresh("gpt2", context=96), given_, **SHORT, share=0.5, fit=Fit(lr=0.0, steps=1))
-    assert len(result.records) == len(given_) and result.findings["pairs"] == 10
+    pairs_ = pairs(*[(8, 3)] * 20)
+    result = alignment.reward_augmented(fresh("gpt2", context=96), pairs_, **SHORT, share=0.5, fit=Fit(lr=0.0, steps=1))
+    assert len(result.records) == len(pairs_) and result.findings["pairs"] == 10
 
 
 UNSCORED = [Preference(prompt="a", chosen="b", rejected="c")]
 
 
 @pytest.mark.parametrize(
-    ("given_", "options", "told"),
+    ("records", "options", "message"),
     [
         (UNSCORED, {}, r"record 1: no number 'chosen_score'; .*--scores implicit"),
         (pairs((5, 5)), {}, "all 1 pairs are ties"),
@@ -266,10 +276,10 @@ UNSCORED = [Preference(prompt="a", chosen="b", rejected="c")]
         (UNSCORED, {"scores": "implicit", "wording": Wording(attributes=["a"])}, r"leave out wording\.attributes"),
     ],
 )
-def test_what_bounds_cannot_say_is_one_line(given_, options, told, fresh):
-    with pytest.raises(UserError, match=told) as caught:
-        alignment.reward_augmented(fresh("llama"), given_, **{**SHORT, **options})
-    assert "\n" not in str(caught.value)
+def test_what_bounds_cannot_say_is_one_line(records, options, message, fresh):
+    with pytest.raises(UserError, match=message) as error:
+        alignment.reward_augmented(fresh("llama"), records, **{**SHORT, **options})
+    assert "\n" not in str(error.value)
 
 
 def test_a_wording_that_cannot_be_is_one_line():
@@ -285,7 +295,7 @@ def test_the_worlds_scores_are_known_and_rare_at_the_top():
     scores = np.array([[world.score(x, a) for a in world.answers()] for x in PROMPTS])
     assert 0.001 < (scores >= 9).mean() < 0.05 and abs(scores.mean() - 5) < 0.1
     assert world.score("A", "zzzz") is None and world.score("A", "ab") is None
-    given_ = world.pairs(1, 200, near=0.3, ties=0.2)
-    apart = [p.chosen_score - p.rejected_score for p in given_]
+    pairs_ = world.pairs(1, 200, near=0.3, ties=0.2)
+    apart = [p.chosen_score - p.rejected_score for p in pairs_]
     assert apart.count(0) > 20 and apart.count(1) > 40 and min(apart) == 0
-    assert all(p.chosen != p.rejected for p in given_)
+    assert all(p.chosen != p.rejected for p in pairs_)

@@ -1,4 +1,4 @@
-"""Rounds: each goes on where it was, nothing is sampled twice, and a run killed at random ends in the same bits."""
+"""Rounds: each resumes where it stopped, nothing is sampled twice, and a run killed at random ends bit-identical."""
 
 import json
 import os
@@ -33,32 +33,32 @@ def demos():
     return authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
 
 
-# --- killed at any moment --------------------------------------------------------------------
+# --- killed at any time ----------------------------------------------------------------------
 
 
 def teach(start, folder, out, lora, ready):
-    """The whole run as a user's process does it; every prompt that is sampled is counted in `folder.sampled`."""
+    """Run the whole training as a user's process does; every sampled prompt is logged in `folder.sampled`."""
     os.environ["DIDACT_CACHE"] = "off"
     torch.set_num_threads(1)
     rounds.CHUNK = 6
     sampled, completions = folder.with_suffix(".sampled"), generate.completions
 
     def counted(model, prompts, *args):
-        made = completions(model, prompts, *args)
+        outputs = completions(model, prompts, *args)
         with open(sampled, "a", encoding="utf-8") as log:
             log.write(json.dumps(len(prompts)) + "\n")
-        return made
+        return outputs
 
     generate.completions = counted
     model, count = load.load(start, device="cpu"), Count()
-    given = authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
+    demos = authors(0, forget=2, retain=0, unseen=0, holdout=0).forget
     ready.set()
     fit = Fit(folder=str(folder), lora=lora, **FIT)
-    result = alignment.spin(model, given, **HOW, fit=fit, hooks=[count])
+    result = alignment.spin(model, demos, **HOW, fit=fit, hooks=[count])
     save_file({k: v.clone() for k, v in result.models["model"].module.state_dict().items()}, str(out))
     rows = [[r.prompt, r.rejected, r.extra["round"]] for r in result.records]
-    told = {"history": result.history, "findings": result.findings, "sum": count.sum, "records": rows}
-    files.write_json(f"{out}.json", told | {"tokens": result.cost.tokens})
+    summary = {"history": result.history, "findings": result.findings, "sum": count.sum, "records": rows}
+    files.write_json(f"{out}.json", summary | {"tokens": result.cost.tokens})
 
 
 @pytest.mark.parametrize(("arch", "lora", "kills"), [("gpt2", 0, 1), ("llama", 2, 1)])
@@ -67,22 +67,22 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
     start.mkdir()
     fresh(arch, dropout=0.1).save(start)
     whole = launch(teach, start, tmp_path / "whole", tmp_path / "end", lora)
-    began = time.monotonic()
+    start_time = time.monotonic()
     whole.join()
     assert whole.exitcode == 0
-    seconds = time.monotonic() - began
-    draw, done = random.Random(time.time_ns()), 0
-    while done < kills:
+    seconds = time.monotonic() - start_time
+    rng, finished = random.Random(time.time_ns()), 0
+    while finished < kills:
         process = launch(teach, start, tmp_path / "killed", tmp_path / "again", lora)
-        time.sleep(draw.uniform(0, seconds / kills))
+        time.sleep(rng.uniform(0, seconds / kills))
         process.kill()
         process.join()
-        done += 1
-        if process.exitcode == 0:  # it was quicker than the kill, and all the kills are owed again
+        finished += 1
+        if process.exitcode == 0:  # it finished before the kill: start over with all kills
             shutil.rmtree(tmp_path / "killed")
             for stale in ("killed.sampled", "again", "again.json"):
                 (tmp_path / stale).unlink()
-            done = 0
+            finished = 0
     assert not (tmp_path / "again").exists()
     process = launch(teach, start, tmp_path / "killed", tmp_path / "again", lora)
     process.join()
@@ -92,23 +92,25 @@ def test_rounds_killed_at_random_moments_end_in_the_same_bits(arch, lora, kills,
     once, killed = (
         sum(map(json.loads, (tmp_path / f"{n}.sampled").read_text().splitlines())) for n in ("whole", "killed")
     )
-    # Only a chunk that was sampled and not yet written when the kill came is sampled again.
-    assert once == 3 * 20 and killed <= once + 6 * done
-    left = {str(p.relative_to(tmp_path / "killed/spin/round-1")) for p in (tmp_path / "killed/spin/round-1").rglob("*")}
-    kept = {
+    # Only a chunk that was sampled but not yet written at the kill is sampled again.
+    assert once == 3 * 20 and killed <= once + 6 * finished
+    leftovers = {
+        str(p.relative_to(tmp_path / "killed/spin/round-1")) for p in (tmp_path / "killed/spin/round-1").rglob("*")
+    }
+    samples = {
         f"promoted/step-00000001/{n}"
         for n in ("weights.safetensors", "optimizer.safetensors", "state.json", ".didact.json")
     }
-    assert left == {"samples.jsonl", "promoted", "promoted/step-00000001", *kept}
+    assert leftovers == {"samples.jsonl", "promoted", "promoted/step-00000001", *samples}
 
 
-# --- what is kept, and what goes on ----------------------------------------------------------
+# --- stored samples, and resuming ------------------------------------------------------------
 
 
 def run(model, demos, folder=None, **changes):
-    how = {**HOW, **{k: v for k, v in changes.items() if k in HOW or k in ("loss", "hooks")}}
-    fit = {**FIT, "steps": 3, **{k: v for k, v in changes.items() if k not in how}}
-    return alignment.spin(model, demos, **how, fit=Fit(folder=str(folder) if folder else None, **fit))
+    options = {**HOW, **{k: v for k, v in changes.items() if k in HOW or k in ("loss", "hooks")}}
+    fit = {**FIT, "steps": 3, **{k: v for k, v in changes.items() if k not in options}}
+    return alignment.spin(model, demos, **options, fit=Fit(folder=str(folder) if folder else None, **fit))
 
 
 def same(a, b):
@@ -133,10 +135,10 @@ def test_a_folder_changes_nothing_and_finished_rounds_are_not_played_again(fresh
 def test_more_rounds_go_on_after_the_last(fresh, demos, tmp_path):
     start = fresh("gpt2")
     run(start, demos, tmp_path, rounds=1)
-    more = run(start, demos, tmp_path, rounds=3)
-    assert same(more, run(start, demos, rounds=3))
-    assert [row["round"] for row in more.history] == [0] * 3 + [1] * 3 + [2] * 3
-    assert [row["step"] for row in more.history] == list(range(1, 10))
+    extended = run(start, demos, tmp_path, rounds=3)
+    assert same(extended, run(start, demos, rounds=3))
+    assert [row["round"] for row in extended.history] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [row["step"] for row in extended.history] == list(range(1, 10))
 
 
 def test_each_round_promotes_another_model_that_the_next_one_starts_from(fresh, demos, tmp_path):
@@ -144,10 +146,10 @@ def test_each_round_promotes_another_model_that_the_next_one_starts_from(fresh, 
     before = start.fingerprint()
     result = run(start, demos, tmp_path)
     assert start.fingerprint() == before
-    kept = [load_file(p) for p in sorted(tmp_path.rglob("promoted/*/weights.safetensors"))]
-    assert len(kept) == 3 and not torch.equal(*(k["model.embed_tokens.weight"] for k in kept[:2]))
-    assert all(torch.equal(v, kept[2][k]) for k, v in result.models["model"].module.state_dict().items())
-    rest = run(copy_with(start, kept[0]), demos, rounds=1)  # a fresh run from there sees the same opponent
+    promoted = [load_file(p) for p in sorted(tmp_path.rglob("promoted/*/weights.safetensors"))]
+    assert len(promoted) == 3 and not torch.equal(*(k["model.embed_tokens.weight"] for k in promoted[:2]))
+    assert all(torch.equal(v, promoted[2][k]) for k, v in result.models["model"].module.state_dict().items())
+    rest = run(copy_with(start, promoted[0]), demos, rounds=1)  # a new run from there has the same opponent
     assert rest.history[0]["margin"] == pytest.approx(0, abs=1e-4)
     assert result.history[3]["margin"] == pytest.approx(0, abs=1e-4) != result.history[2]["margin"]
 
@@ -169,35 +171,35 @@ def test_other_options_data_or_weights_are_named(fresh, demos, tmp_path):
         "hooks": lambda: run(start, demos, tmp_path, hooks=[Hook()]),
     }
     for name, call in changed.items():
-        with pytest.raises(UserError, match=f"rounds with another {name} were begun here") as caught:
+        with pytest.raises(UserError, match=f"rounds with another {name} were begun here") as error:
             call()
-        assert "\n" not in str(caught.value)
-    run(start, demos, tmp_path, micro_tokens=64, save_every=2, rounds=1)  # what only costs memory may change
+        assert "\n" not in str(error.value)
+    run(start, demos, tmp_path, micro_tokens=64, save_every=2, rounds=1)  # options that only affect memory may change
 
 
 def test_a_chunk_that_was_cut_by_a_kill_is_made_again_and_whole_ones_are_not(fresh, tmp_path, monkeypatch):
     monkeypatch.setattr(rounds, "CHUNK", 4)
-    now, asked = rounds.Round(0, fresh("llama"), Fit(), tmp_path), []
+    current, requests = rounds.Round(0, fresh("llama"), Fit(), tmp_path), []
 
     def make(start, stop):
-        asked.append((start, stop))
+        requests.append((start, stop))
         return [{"n": i} for i in range(start, stop)]
 
-    assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)] == now.chunks("toy", 10, make)
-    assert asked == [(0, 4), (4, 8), (8, 10)]
+    assert current.chunks("toy", 10, make) == [{"n": i} for i in range(10)] == current.chunks("toy", 10, make)
+    assert requests == [(0, 4), (4, 8), (8, 10)]
     path = tmp_path / "toy.jsonl"
-    path.write_bytes(path.read_bytes()[:-14])  # the kill came inside line 9 of 10
-    assert now.chunks("toy", 10, make) == [{"n": i} for i in range(10)]
-    assert asked[3:] == [(8, 10)] and len(path.read_text().splitlines()) == 10
+    path.write_bytes(path.read_bytes()[:-14])  # killed while writing line 9 of 10
+    assert current.chunks("toy", 10, make) == [{"n": i} for i in range(10)]
+    assert requests[3:] == [(8, 10)] and len(path.read_text().splitlines()) == 10
 
 
 def test_samples_depend_on_seed_and_place_only(fresh, monkeypatch):
     model = fresh("gpt2")
     prompts = [encode.prompt_ids(model.tokenizer, f"Where was {n} born?", "causal") for n in "ABCDEF"]
-    how = generate.SamplingConfig(max_new_tokens=6, temperature=1.0)
+    config = generate.SamplingConfig(max_new_tokens=6, temperature=1.0)
 
     def drawn(seed, n):
-        return [[c.tokens for c in row] for row in rounds.Round(0, model, Fit(seed=seed)).samples(prompts, n, how)]
+        return [[c.tokens for c in row] for row in rounds.Round(0, model, Fit(seed=seed)).samples(prompts, n, config)]
 
     one, two = drawn(3, 1), drawn(3, 2)
     assert [row[:1] for row in two] == one and one != [row[1:] for row in two]
@@ -222,7 +224,7 @@ def test_rounds_take_turns_through_shuffled_passes(size, count, number, seed):
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_a_merged_adapter_says_what_the_adapter_said(arch, fresh, demos):
     start = fresh(arch)
-    seen = []
+    recorded = []
     rows = encode.rows(start.tokenizer, [(d.prompt, d.completion) for d in demos], "causal", start.context)
 
     class Look(Hook):
@@ -230,11 +232,11 @@ def test_a_merged_adapter_says_what_the_adapter_said(arch, fresh, demos):
             from didact.models.model import Model
 
             if step.step + 1 == step.steps:
-                seen.append(forward.row_logp(Model(step.module, start.processor), rows)[0])
+                recorded.append(forward.row_logp(Model(step.module, start.processor), rows)[0])
 
     result = run(start, demos, rounds=2, lora=4, lr=1e-2, hooks=[Look()])
     merged = forward.row_logp(result.models["model"], rows)[0]
-    assert torch.allclose(seen[-1], merged, atol=1e-4) and not torch.allclose(seen[0], merged, atol=1e-2)
+    assert torch.allclose(recorded[-1], merged, atol=1e-4) and not torch.allclose(recorded[0], merged, atol=1e-2)
     assert type(result.models["model"].module) is type(start.module)
     assert {n for n, _ in result.models["model"].module.named_parameters()} == dict(
         start.module.named_parameters()
@@ -252,10 +254,10 @@ def test_a_demonstration_is_cut_as_a_sample_is(fresh):
     wide = TokenizedExample((model.tokenizer.bos_token_id, *range(30, 56)), (7, 8, eos))
     cut = rounds.as_sampled(wide, model, 10)
     assert cut.prompt == (model.tokenizer.bos_token_id, *range(35, 56)) and len(cut.prompt) + 10 == 32
-    drawn = rounds.Round(0, model, Fit()).samples(
+    samples = rounds.Round(0, model, Fit()).samples(
         [cut.prompt, wide.prompt[-24:]], 1, generate.SamplingConfig(max_new_tokens=10)
     )
-    assert len(drawn[0][0].tokens) <= 10  # generation reads the same prompt and stops at the same place
+    assert len(samples[0][0].tokens) <= 10  # generation reads the same prompt and stops at the same place
 
 
 def test_training_is_calm(fresh):

@@ -1,4 +1,4 @@
-"""An --out is ours or it is left alone: what is an input or somebody else's is refused before anything is touched."""
+"""--out is only written to if it is didact's own: an input or somebody else's folder is refused before any change."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def project(fresh, tmp_path, monkeypatch) -> Iterator[Path]:
     (root / "taste.py").write_text(JUDGE)
     monkeypatch.chdir(root)
     yield root
-    for name in ("taste", "mine", "mine.taste"):  # a module is looked up once in a process
+    for name in ("taste", "mine", "mine.taste"):  # a module is imported once per process
         sys.modules.pop(name, None)
 
 
@@ -50,11 +50,11 @@ def sft(out: object, *more: str) -> list[str]:
 
 
 def refused(capsys, words: list[str], root: Path) -> str:
-    """The one line of a command that leaves everything as it was, also with --overwrite."""
+    """Run a command that must be refused and change nothing, also with --overwrite; return its one-line message."""
     capsys.readouterr()
     before = tree(root)
-    for more in ([], ["--overwrite"]):
-        assert cli.main([*words, *more]) == 2
+    for extra in ([], ["--overwrite"]):
+        assert cli.main([*words, *extra]) == 2
         err = capsys.readouterr().err
         assert len(err.strip().splitlines()) == 1
         assert tree(root) == before
@@ -90,8 +90,8 @@ INSIDE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", INSIDE)
-def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
+@pytest.mark.parametrize("case", INSIDE)
+def test_an_out_that_is_or_holds_an_input_is_refused(case, project, capsys):
     for name in ("data", "conf", "gold", "base", "mine", "adapter", "../weights"):
         (project / name).mkdir()
     shutil.copy("demos.jsonl", "data")
@@ -107,8 +107,8 @@ def test_an_out_that_is_or_holds_an_input_is_refused(what, project, capsys):
     os.replace("model/model.safetensors", "../weights/model.safetensors")
     os.symlink("../../weights/model.safetensors", "model/model.safetensors")
     os.symlink(project, "../link")
-    told = refused(capsys, INSIDE[what], project.parent)
-    assert "the input" in told or "not made by didact" in told  # what is known without a model is said first
+    message = refused(capsys, INSIDE[case], project.parent)
+    assert "the input" in message or "not made by didact" in message  # errors that need no model are reported first
 
 
 @pytest.mark.parametrize("verb", ["run", "compare", "claim"])
@@ -124,8 +124,8 @@ def test_a_folder_that_didact_did_not_make_is_refused(verb, project, capsys):
         assert cli.main(["claim", "gpt3", "--tier=smoke", "--keep", "theirs"]) == 2
         assert tree(project) == before and "not made by didact" in capsys.readouterr().err
     else:
-        words = sft("theirs") if verb == "run" else compared("theirs")
-        assert "not empty and not made by didact (it holds checkpoints)" in refused(capsys, words, project)
+        command = sft("theirs") if verb == "run" else compared("theirs")
+        assert "not empty and not made by didact (it holds checkpoints)" in refused(capsys, command, project)
 
 
 def test_of_two_verbs_neither_writes_into_the_others_folder(project, capsys):
@@ -140,8 +140,8 @@ def test_only_what_we_wrote_is_swept_or_replaced(project, capsys):
     (mine / ".my.notes.tmp/idea").write_text("x")
     (mine / ".editor.swap.tmp").write_text("x")
     (mine / "notes.txt").write_text("x")
-    (mine / ".didact-tmp-0123abcd-model").mkdir()  # what a kill of ours leaves
-    (mine / "findings.json").write_text("{}")  # and what another method would have left
+    (mine / ".didact-tmp-0123abcd-model").mkdir()  # leftovers of a killed run
+    (mine / "findings.json").write_text("{}")  # and leftovers of another method
     assert cli.main(sft("mine", "--seed=1", "--overwrite")) == 0
     assert {".my.notes.tmp/idea", ".editor.swap.tmp", "notes.txt"} <= tree(mine).keys()
     assert not {".didact-tmp-0123abcd-model", "findings.json"} & tree(mine).keys()
@@ -155,31 +155,31 @@ def test_only_what_we_wrote_is_swept_or_replaced(project, capsys):
 
 
 def test_a_comparison_does_not_replace_what_somebody_put_into_its_models(project, capsys):
-    words = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
+    command = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
     (project / "board").mkdir()
     files.write_mark("board", "comparison")
     (project / "board/models/sft").mkdir(parents=True)
     (project / "board/models/sft/mine").write_text("x")
-    assert cli.main(words) == 2
+    assert cli.main(command) == 2
     assert "didact did not write mine" in capsys.readouterr().out
-    assert cli.main([*words, "--overwrite"]) == 2
+    assert cli.main([*command, "--overwrite"]) == 2
     assert "didact did not write mine" in capsys.readouterr().err
     assert tree(project / "board/models") == {"sft": b"", "sft/mine": b"x"}
 
 
 def test_a_model_is_not_saved_over_other_files(fresh, tmp_path):
-    model, place = fresh("llama", layers=1), tmp_path / "place"
-    model.save(place)
-    model.save(place)  # its own
-    (place / "paper.tex").write_text("x")
-    before = tree(place)
-    for path in (place, place / "paper.tex"):
+    model, folder = fresh("llama", layers=1), tmp_path / "place"
+    model.save(folder)
+    model.save(folder)  # its own
+    (folder / "paper.tex").write_text("x")
+    before = tree(folder)
+    for path in (folder, folder / "paper.tex"):
         with pytest.raises(UserError, match=r"paper\.tex"):
             model.save(path)
-    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "link").symlink_to(folder)
     with pytest.raises(UserError, match="a link is there"):
         model.save(tmp_path / "link")
-    assert tree(place) == before and {"place", "link"} == set(os.listdir(tmp_path))
+    assert tree(folder) == before and {"place", "link"} == set(os.listdir(tmp_path))
 
 
 def test_a_result_is_not_saved_over_other_files(tmp_path):
@@ -228,7 +228,7 @@ def test_a_result_says_what_it_was_made_from(project):
     assert folders.files.mark("mine")["kind"] == "run"
 
 
-# --- who is at work ---------------------------------------------------------------------------
+# --- concurrent processes ---------------------------------------------------------------------
 
 
 HOLDS = """
@@ -242,7 +242,7 @@ with folders.at_work("mine", "run"):
 
 @pytest.fixture
 def other(project):
-    """Another process at work in `mine`, until it is killed."""
+    """Start another process that works in `mine` until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "at work\n"
     yield process
@@ -261,38 +261,38 @@ def test_a_second_run_in_one_out_is_refused_until_the_first_is_dead(project, oth
 
 
 def test_a_comparison_is_shared_and_not_begun_anew_while_another_process_is_at_it(project, capsys):
-    words = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
+    command = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
     with folders.at_work("board", "comparison", shared=True):
-        assert cli.main(words) == 0
+        assert cli.main(command) == 0
         before = tree(project)
-        assert cli.main([*words, "--overwrite"]) == 2
+        assert cli.main([*command, "--overwrite"]) == 2
         assert f"another run is using board: process {os.getpid()} on " in capsys.readouterr().err
         assert tree(project) == before
-    assert cli.main([*words, "--overwrite"]) == 0
+    assert cli.main([*command, "--overwrite"]) == 0
 
 
 @pytest.mark.parametrize(("age", "alive"), [(30, True), (70, False)])
 def test_another_machine_without_locks_is_alive_while_it_touches_its_claim(age, alive, tmp_path):
-    """What a machine leaves in a shared folder where flock does not reach: a file, touched every ten seconds."""
+    """A lock file in a shared folder without a working flock: another machine touches it every ten seconds."""
     theirs = tmp_path / ".didact-held-0123abcd-"
     theirs.write_text(json.dumps({"pid": 7, "host": "far", "kernel": "other", "shared": False, "since": "now"}))
     os.utime(theirs, (time.time() - age,) * 2)
-    with folders.claimed(tmp_path) as found:
-        assert found == ("process 7 on far since now" if alive else None)
+    with folders.claimed(tmp_path) as holder:
+        assert holder == ("process 7 on far since now" if alive else None)
     assert theirs.exists() == alive
 
 
 def test_a_claim_is_never_seen_half_written_and_one_cut_short_by_a_kill_goes(tmp_path, monkeypatch):
     (tmp_path / ".didact-tmp-0123abcd-held").touch()
-    seen, rename = [], Path.rename
+    recorded, rename = [], Path.rename
 
     def look(path, target):
-        seen.append((json.loads(path.read_text(encoding="utf-8"))["pid"], list(tmp_path.glob(".didact-held-*"))))
+        recorded.append((json.loads(path.read_text(encoding="utf-8"))["pid"], list(tmp_path.glob(".didact-held-*"))))
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", look)
     with folders.claimed(tmp_path) as other:
-        assert other is None and seen == [(os.getpid(), [])]
+        assert other is None and recorded == [(os.getpid(), [])]
         assert not list(tmp_path.glob(".didact-tmp-*"))
 
 
@@ -301,18 +301,18 @@ def test_a_claim_is_touched_while_it_is_held(tmp_path, monkeypatch):
     with folders.claimed(tmp_path):
         (mine,) = tmp_path.glob(".didact-held-*")
         os.utime(mine, (0, 0))
-        begun = time.monotonic()
-        while mine.stat().st_mtime == 0 and time.monotonic() - begun < 10:
+        start = time.monotonic()
+        while mine.stat().st_mtime == 0 and time.monotonic() - start < 10:
             time.sleep(0.01)
         assert mine.stat().st_mtime > 0
 
 
-# --- done already -----------------------------------------------------------------------------
+# --- finished runs ----------------------------------------------------------------------------
 
 
-def another_model(fresh, place):
-    shutil.rmtree(place)
-    brief(fresh("llama", layers=1, seed=1)).save(place)
+def another_model(fresh, folder):
+    shutil.rmtree(folder)
+    brief(fresh("llama", layers=1, seed=1)).save(folder)
 
 
 CHANGES = {
@@ -328,30 +328,30 @@ CHANGES = {
 def test_a_run_is_not_done_already_where_what_it_was_made_from_changed(project, fresh, capsys):
     shutil.copytree("model", "gold")
     shutil.copy("demos.jsonl", "unseen.jsonl")
-    words = sft("mine", "--gold=gold", "--score-on=unseen.jsonl")
-    assert cli.main(words) == 0
-    for what, change in CHANGES.items():
+    command = sft("mine", "--gold=gold", "--score-on=unseen.jsonl")
+    assert cli.main(command) == 0
+    for changed, change in CHANGES.items():
         capsys.readouterr()
-        assert cli.main(words) == 0 and "done already" in capsys.readouterr().out
+        assert cli.main(command) == 0 and "done already" in capsys.readouterr().out
         change(fresh)
-        assert cli.main(words) == 2
+        assert cli.main(command) == 2
         err = capsys.readouterr().err
-        assert f"{what.split()[0]} " in err and "changed since the run in mine" in err
-        assert cli.main([*words, "--overwrite"]) == 0
+        assert f"{changed.split()[0]} " in err and "changed since the run in mine" in err
+        assert cli.main([*command, "--overwrite"]) == 0
 
 
 def test_a_comparison_does_not_go_on_where_what_it_rests_on_changed(project, fresh, capsys):
     shutil.copytree("model", "gold")
-    words = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2", "--gold=gold", "--judge=taste:judge")
-    assert cli.main(words) == 0
-    assert cli.main(words) == 0
+    command = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2", "--gold=gold", "--judge=taste:judge")
+    assert cli.main(command) == 0
+    assert cli.main(command) == 0
     for name in ("taste.py", "gold/config.json", "model/tokenizer_config.json"):
-        was = Path(name).read_text(encoding="utf-8")
-        Path(name).write_text(was + "\n", encoding="utf-8")
+        original = Path(name).read_text(encoding="utf-8")
+        Path(name).write_text(original + "\n", encoding="utf-8")
         capsys.readouterr()
-        assert cli.main(words) == 2
+        assert cli.main(command) == 2
         assert "holds another comparison (inputs differ)" in capsys.readouterr().err
-        Path(name).write_text(was, encoding="utf-8")
+        Path(name).write_text(original, encoding="utf-8")
 
 
 def test_a_checkpoint_belongs_to_the_code_of_a_function_that_is_named(project):
@@ -360,7 +360,7 @@ def test_a_checkpoint_belongs_to_the_code_of_a_function_that_is_named(project):
     assert registry.digest("taste:judge") != before
 
 
-# --- what is damaged --------------------------------------------------------------------------
+# --- damaged files ----------------------------------------------------------------------------
 
 
 def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
@@ -374,11 +374,11 @@ def test_a_flipped_bit_in_a_saved_model_is_told(project, capsys):
 
 def test_a_finished_run_whose_model_was_damaged_is_made_anew(project, capsys):
     assert cli.main(sft("out")) == 0
-    place = Path("out/model/model.safetensors")
-    whole = place.read_bytes()
-    place.write_bytes(whole[:-9] + bytes(9))
+    path = Path("out/model/model.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes(9))
     assert cli.main(sft("out")) == 0
-    assert "changed since it was written" in capsys.readouterr().err and place.read_bytes() == whole
+    assert "changed since it was written" in capsys.readouterr().err and path.read_bytes() == whole
 
 
 def cut(path):
@@ -395,34 +395,34 @@ def a_file(path):
                                  lambda p: [q.unlink() for q in p.iterdir()]])  # fmt: skip
 def test_a_damaged_start_in_the_cache_is_made_anew(how, fresh, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DIDACT_CACHE", str(tmp_path))
-    made = []
+    trainings = []
 
     def make():
-        made.append(fresh("llama", layers=1))
-        return made[-1]
+        trainings.append(fresh("llama", layers=1))
+        return trainings[-1]
 
     first = load.kept("example", make, "a").fingerprint()
-    (place,) = (tmp_path / "example").iterdir()
-    how(place)
-    assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
-    assert f"didact: {place}: the cache entry is damaged" in capsys.readouterr().err
-    assert load.kept("example", make, "a").fingerprint() == first and len(made) == 2
+    (path,) = (tmp_path / "example").iterdir()
+    how(path)
+    assert load.kept("example", make, "a").fingerprint() == first and len(trainings) == 2
+    assert f"didact: {path}: the cache entry is damaged" in capsys.readouterr().err
+    assert load.kept("example", make, "a").fingerprint() == first and len(trainings) == 2
 
 
 def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsys):
-    words = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
-    assert cli.main(words) == 0
+    command = compared("board", "--seeds=1", "--lrs=1e-3", "--rows=2")
+    assert cli.main(command) == 0
     for name, text in (("sft*_test1", "{"), ("sft_steps", "[]"), ("untouched*", "")):
-        (place,) = Path("board/units").glob(f"{name}.json")
-        place.write_text(text)
+        (path,) = Path("board/units").glob(f"{name}.json")
+        path.write_text(text)
         capsys.readouterr()
-        assert cli.main(words) == 0 and "running this job again" in capsys.readouterr().err
+        assert cli.main(command) == 0 and "running this job again" in capsys.readouterr().err
     for text in ("{", "[]", "{}", ""):
         Path("board/comparison.json").write_text(text, encoding="utf-8")
-        assert cli.main(words) == 2
+        assert cli.main(command) == 2
         assert "begin anew with --overwrite" in capsys.readouterr().err
     Path("board/comparison.json").unlink()
-    assert cli.main(words) == 2
+    assert cli.main(command) == 2
     assert "begin anew with --overwrite" in capsys.readouterr().err
 
 

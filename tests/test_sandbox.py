@@ -1,4 +1,4 @@
-"""Programs a model wrote: hostile ones reach nothing, end in time, leave one line; most do harm without a sandbox."""
+"""Programs a model wrote: hostile ones reach nothing, end in time, give one line; most do harm without a sandbox."""
 
 import os
 import socket
@@ -20,7 +20,7 @@ here = pytest.mark.skipif(bool(sandbox.lacks()), reason=sandbox.lacks())
 BRIEF = Limits(seconds=1, memory_mb=256, file_mb=2)
 SECRET = "a secret of the user's"
 
-# name: (program, whether it reaches what it wants without a sandbox). What it reaches it says, or does to the host.
+# name: (program, whether it succeeds without a sandbox). Success is printed, or visible on the host.
 HOSTILE = {
     "reads the home": ("print(open('{home}/diary').read())", True),
     "looks for homes": ("import glob; [print(open(p).read()) for p in glob.glob('{home}/d*')]", True),
@@ -92,7 +92,7 @@ HOSTILE = {
 
 @pytest.fixture
 def host(tmp_path, monkeypatch):
-    """A user's home with a secret, an environment with another, servers that tell it, and a process to kill."""
+    """A secret in a home folder, in the environment and on two servers, and a process to kill."""
     home = tmp_path / "home"
     (home / "folder").mkdir(parents=True)
     (home / "diary").write_text(SECRET)
@@ -123,18 +123,18 @@ def host(tmp_path, monkeypatch):
 
 
 def harm(outcome, host):
-    """What a program reached."""
+    """Return what a program reached."""
     home = host["home"]
-    said = outcome.stdout + outcome.stderr
+    output = outcome.stdout + outcome.stderr
     return [
-        what
-        for what, done in {
-            "told": SECRET in said or "SECRET\n" in outcome.stdout,
+        name
+        for name, visible in {
+            "told": SECRET in output or "SECRET\n" in outcome.stdout,
             "wrote": (home / "left").exists(),
             "deleted": not (home / "folder").exists(),
             "killed": host["process"].poll() is not None,
         }.items()
-        if done
+        if visible
     ]
 
 
@@ -149,7 +149,7 @@ def test_hostile_programs_reach_nothing_and_end_with_one_line(host):
     box = Sandbox(BRIEF)
     with ThreadPoolExecutor(4) as pool:
         outcomes = dict(zip(HOSTILE, pool.map(lambda name: run(box, name, host), HOSTILE), strict=True))
-    time.sleep(1)  # until whatever is left behind would have done its harm
+    time.sleep(1)  # long enough for leftover processes to do harm
     for name, outcome in outcomes.items():
         assert not harm(outcome, host), name
         assert "\n" not in outcome.failure and "\x1b" not in outcome.failure and len(outcome.failure) <= 200, name
@@ -211,9 +211,9 @@ def test_without_bubblewrap_it_is_refused_in_one_line_unless_allowed(monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     sandbox.lacks.cache_clear()
     try:
-        with pytest.raises(UserError, match=r"apt-get install bubblewrap\); --allow-code") as caught:
+        with pytest.raises(UserError, match=r"apt-get install bubblewrap\); --allow-code") as error:
             sandbox.opened()
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error.value)
         allowed = sandbox.opened(allow_code=True)
         assert allowed.plain and "not in a sandbox" in allowed.warnings[0]
         fake = tmp_path / "bwrap"
@@ -235,12 +235,12 @@ def test_with_bubblewrap_it_is_used_even_where_plain_is_allowed():
 @here
 @pytest.mark.skipif(os.geteuid() != 0 or not Path("/usr/bin/python3").exists(), reason="root and the system's Python")
 def test_a_user_without_rights_has_the_same_sandbox():
-    """Root's sandbox has no user namespace, everybody else's has; here the system's Python runs it as nobody."""
+    """Root's sandbox has no user namespace, other users' have; here the system's Python runs it as `nobody`."""
     import annotated_types
 
     import didact
 
-    places = {Path(didact.__file__).parents[1]: "didact", Path(annotated_types.__file__).parents[1]: "annotated_types"}
+    mounts = {Path(didact.__file__).parents[1]: "didact", Path(annotated_types.__file__).parents[1]: "annotated_types"}
     program = (
         "import os\nn = 0\ntry:\n    while n < 99:\n        n += 1\n        if os.fork() == 0:\n"
         "            import time; time.sleep(9)\nexcept OSError:\n    print(n, os.getuid(), sorted(os.listdir('/etc')))"
@@ -251,22 +251,22 @@ def test_a_user_without_rights_has_the_same_sandbox():
     )
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        for place, name in places.items():
-            subprocess.run(["cp", "-r", place / name, folder], check=True)
-        done = subprocess.run(
+        for path, name in mounts.items():
+            subprocess.run(["cp", "-r", path / name, folder], check=True)
+        process = subprocess.run(
             ["/usr/bin/python3", "-c", words], env={"PYTHONPATH": folder, "PATH": os.environ["PATH"]}, cwd="/",
             user=65534, group=65534, extra_groups=[], capture_output=True, text=True, check=False,
         )  # fmt: skip
-    assert done.stdout.split("\n")[:2] == ["''", f"{Limits().processes} 65534 ['ld.so.cache']"], done
+    assert process.stdout.split("\n")[:2] == ["''", f"{Limits().processes} 65534 ['ld.so.cache']"], process
 
 
 @here
 def test_what_is_killed_leaves_no_process():
-    """The parent dies in the middle: the program dies with it."""
+    """When the parent dies, the program dies with it."""
     mark = f"{os.getpid()}{time.time_ns()}"
     program = f"import os, time\\nos.execv(os.sys.executable, ['{mark}', '-c', 'import time; time.sleep(60)'])"
-    words = f"from didact.tools.sandbox import *\nSandbox(Limits(seconds=60)).run({program!r})".replace("\\\\", "\\")
-    parent = subprocess.Popen([sys.executable, "-c", words])
+    code = f"from didact.tools.sandbox import *\nSandbox(Limits(seconds=60)).run({program!r})".replace("\\\\", "\\")
+    parent = subprocess.Popen([sys.executable, "-c", code])
 
     def running():
         out = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""Searching: engines and pages that misbehave, a user's function, frozen results; and pages that give orders."""
+"""Searching: engines and pages that misbehave, a user's function, frozen results; and pages with injected prompts."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ LOCAL = Web(local=True, timeout=1.0, megabytes=0.5)
 
 
 class Site:
-    """An engine and its pages on loopback; `hits` are the paths that were asked for."""
+    """An engine and its pages on loopback; `hits` are the requested paths."""
 
     def __init__(self):
         self.hits = []
@@ -68,29 +68,33 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site():
-    made = Site()
-    with made.raw:
-        yield made
+    result = Site()
+    with result.raw:
+        yield result
 
 
 @pytest.fixture(autouse=True)
 def fresh(request):
     if "site" in request.fixturenames:
-        here = request.getfixturevalue("site")
-        here.hits.clear()
-        here.results = ["page"]
+        server = request.getfixturevalue("site")
+        server.hits.clear()
+        server.results = ["page"]
 
 
 def test_pages_become_text_without_scripts_whatever_else_the_engine_found(site):
     site.results = ["page", "stall", "drip", "error", "huge", "empty", "image", "file", "loop", "moved",
                     "file:///etc/passwd", "ftp://x/y"]  # fmt: skip
-    engine, began = search.Engine(site.root, LOCAL), time.monotonic()
-    (found,) = engine(["Who built it?"], 20)
-    assert time.monotonic() - began < 2.5
-    by = {p.url.rsplit("/", 1)[1]: p for p in found}
-    assert by["page"].title == "Velm" and "guild of masons" in by["page"].text and by["moved"].text == by["page"].text
-    assert "evil" not in by["page"].text and "steal" not in by["page"].text and "root:" not in str(found)
-    assert set(by) <= {"page", "moved", "huge"} and all(len(p.text) < 1 << 20 for p in found)
+    engine, start = search.Engine(site.root, LOCAL), time.monotonic()
+    (results,) = engine(["Who built it?"], 20)
+    assert time.monotonic() - start < 2.5
+    by_name = {p.url.rsplit("/", 1)[1]: p for p in results}
+    assert (
+        by_name["page"].title == "Velm"
+        and "guild of masons" in by_name["page"].text
+        and by_name["moved"].text == by_name["page"].text
+    )
+    assert "evil" not in by_name["page"].text and "steal" not in by_name["page"].text and "root:" not in str(results)
+    assert set(by_name) <= {"page", "moved", "huge"} and all(len(p.text) < 1 << 20 for p in results)
     assert engine.lost["page: no whole answer in 1 s"] == 2 and engine.lost["page: status 500"] == 1
     assert engine.lost["page: no http address"] == 3 and engine.lost["page: more than 5 redirections"] == 1
     assert "q=Who+built+it" in site.hits[0] and "format=json" in site.hits[0]
@@ -100,36 +104,38 @@ def test_pages_of_this_machine_are_not_fetched_unless_allowed(site):
     site.results = ["page", site.root.replace("127.0.0.1", "localhost") + "/page"]
     engine = search.Engine(site.root, Web(timeout=1.0))
     assert engine(["q"], 5) == [[]] and len(site.hits) == 1
-    assert sum(n for why, n in engine.lost.items() if "this machine" in why) == 2
+    assert sum(n for reason, n in engine.lost.items() if "this machine" in reason) == 2
 
 
 def test_excerpts_alone_fetch_nothing(site):
     site.results = ["page", "stall"]
-    (found,) = search.Engine(site.root, Web(pages=False))(["q"], 1)
-    assert [(p.text, p.title) for p in found] == [("about page", "page")] and len(site.hits) == 1
+    (results,) = search.Engine(site.root, Web(pages=False))(["q"], 1)
+    assert [(p.text, p.title) for p in results] == [("about page", "page")] and len(site.hits) == 1
 
 
-@pytest.mark.parametrize(("name", "why"), [("html", "no JSON"), ("error", "status 500"), ("stall", "no whole answer")])
-def test_an_engine_that_answers_no_question_is_one_line(site, name, why):
-    with pytest.raises(UserError, match=f"answers no question: .*{why}"):
+@pytest.mark.parametrize(
+    ("name", "reason"), [("html", "no JSON"), ("error", "status 500"), ("stall", "no whole answer")]
+)
+def test_an_engine_that_answers_no_question_is_one_line(site, name, reason):
+    with pytest.raises(UserError, match=f"answers no question: .*{reason}"):
         search.Engine(f"{site.root}/{name}", Web(timeout=0.3))(["a", "b"], 5)
 
 
 def test_frozen_results_are_replayed_without_a_search(site, tmp_path):
-    place = tmp_path / "found.jsonl"
-    first = search.Frozen(search.Engine(site.root, LOCAL), str(place))
-    found = first(["one", "two"], 5)
-    killed = search.Frozen(search.Engine(site.root, LOCAL), str(place))  # before it was whole
-    asked = len(site.hits)
-    assert killed(["two", "one"], 5) == found[::-1] and len(site.hits) == asked
+    path = tmp_path / "found.jsonl"
+    first = search.Frozen(search.Engine(site.root, LOCAL), str(path))
+    result = first(["one", "two"], 5)
+    killed = search.Frozen(search.Engine(site.root, LOCAL), str(path))  # before it was complete
+    calls = len(site.hits)
+    assert killed(["two", "one"], 5) == result[::-1] and len(site.hits) == calls
     first.freeze()
-    again = search.Frozen(lambda *_: 1 / 0, str(place))
-    assert again(["one"], 5) == found[:1]
+    again = search.Frozen(lambda *_: 1 / 0, str(path))
+    assert again(["one"], 5) == result[:1]
     with pytest.raises(UserError, match="has no results for 'three'"):
         again(["three"], 5)
-    place.write_text('{"question": "one", "results": [{"text": 3}]}\n', encoding="utf-8")
+    path.write_text('{"question": "one", "results": [{"text": 3}]}\n', encoding="utf-8")
     with pytest.raises(UserError, match=r"line 1: .* is expected"):
-        search.Frozen(lambda *_: [], str(place))
+        search.Frozen(lambda *_: [], str(path))
 
 
 def test_a_users_function_is_a_search_and_its_mistakes_are_one_line(tmp_path, monkeypatch):
@@ -143,8 +149,8 @@ def test_a_users_function_is_a_search_and_its_mistakes_are_one_line(tmp_path, mo
     lm = Scripted(lambda prompt, i: "x", lambda p, c: -1.0)
     result = prompting.internet_augmented(lm, [Demo(prompt="more", completion="x")], search="mine:find", rule="direct")
     assert result.records[0].extra["url"] == "https://x"
-    for name, why in (("few", "gave 0 lists for 1"), ("odd", "has no text: 7"), ("raises", "ValueError: no luck")):
-        with pytest.raises(UserError, match=why):
+    for name, reason in (("few", "gave 0 lists for 1"), ("odd", "has no text: 7"), ("raises", "ValueError: no luck")):
+        with pytest.raises(UserError, match=reason):
             prompting.internet_augmented(lm, [Demo(prompt="q", completion="x")], search=f"mine:{name}")
     with pytest.raises(UserError, match="either passages or search"):
         prompting.internet_augmented(lm, [Demo(prompt="q", completion="x")], search="mine:find",
@@ -165,7 +171,7 @@ def test_what_a_page_orders_reaches_neither_another_question_nor_a_file(tmp_path
     lm = Scripted(lambda prompt, i: prompt.rsplit("Evidence:", 1)[1].split("\n")[0].split()[-1], lambda p, c: -1.0)
     touched, watching = [], [True]
 
-    def watch(event, args):  # Python's own account of what is opened or started
+    def watch(event, args):  # Python's audit events for opened files and started programs
         if watching[0] and (event in ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn")
                             or (event == "open" and set(str(args[1])) & set("wax+"))):  # fmt: skip
             touched.append((event, args[0]))
@@ -182,7 +188,7 @@ def test_what_a_page_orders_reaches_neither_another_question_nor_a_file(tmp_path
     prompts = [p if isinstance(p, str) else p[0] for p in lm.asked]
     assert any("HACKED" in p for p in prompts)
     assert not any("HACKED" in p for p in prompts if "good" in p)
-    for p in prompts:  # one block, in the fields that we wrote: no line of a page's begins one
+    for p in prompts:  # one block, in our fields: no line of a page starts a block
         assert p.count("\n\n") == 0 and [line.split(":")[0] for line in p.split("\n")].count("Evidence") == 1
         assert "<|" not in p and "</s>" not in p and "<s>" not in p and "[INST]" not in p and "\x1b" not in p
     assert result.findings["exact_match"]["oracle"] == 0.5
@@ -214,5 +220,7 @@ def test_it_runs_against_a_server_and_a_second_run_repeats_no_call(tmp_path, mon
 
 
 def test_address_is_public_only_where_every_answer_of_its_name_is():
-    got = pages.get(["http://[::1]:9/x", "http://169.254.169.254/meta", "http://0.0.0.0/", "http:///x"], Web(timeout=2))
-    assert all("this machine" in g.why or "no http" in g.why for g in got)
+    actual = pages.get(
+        ["http://[::1]:9/x", "http://169.254.169.254/meta", "http://0.0.0.0/", "http:///x"], Web(timeout=2)
+    )
+    assert all("this machine" in g.why or "no http" in g.why for g in actual)

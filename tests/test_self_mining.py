@@ -1,4 +1,4 @@
-"""Demonstrations a model mines itself: the cycle check, word by word, selection, stages; exact answers of the card."""
+"""Demonstrations a model mines itself: cycle check, word by word, selection, stages; exact answers of the card."""
 
 import json
 import math
@@ -27,40 +27,42 @@ WORDS = st.text("abcde", min_size=1, max_size=3)
 
 
 @given(st.dictionaries(WORDS, WORDS, min_size=1), st.dictionaries(WORDS, WORDS))
-def test_what_passes_leads_back_and_no_two_words_have_one_translation(there, back):
-    pairs = lexicon.cycled([(s, t, 0.0) for s, t in there.items()], back, copies=True)
-    kept = [p for p in pairs if p.kept]
-    assert all(back[p.target] == p.source for p in kept)
-    assert len({p.target for p in kept}) == len(kept)
-    assert len(pairs) == len(there)
+def test_what_passes_leads_back_and_no_two_words_have_one_translation(forward, back):
+    pairs = lexicon.cycled([(s, t, 0.0) for s, t in forward.items()], back, copies=True)
+    saved = [p for p in pairs if p.kept]
+    assert all(back[p.target] == p.source for p in saved)
+    assert len({p.target for p in saved}) == len(saved)
+    assert len(pairs) == len(forward)
 
 
 def test_inverses_keep_all_and_a_constant_at_most_one():
-    there = {f"s{i}": f"t{i}" for i in range(9)}
-    found = [(s, t, 0.0) for s, t in there.items()]
-    assert all(p.kept for p in lexicon.cycled(found, {t: s for s, t in there.items()}))
-    assert [p.source for p in lexicon.cycled(found, dict.fromkeys(there.values(), "s3")) if p.kept] == ["s3"]
+    translations = {f"s{i}": f"t{i}" for i in range(9)}
+    mined_pairs = [(s, t, 0.0) for s, t in translations.items()]
+    assert all(p.kept for p in lexicon.cycled(mined_pairs, {t: s for s, t in translations.items()}))
+    assert [p.source for p in lexicon.cycled(mined_pairs, dict.fromkeys(translations.values(), "s3")) if p.kept] == [
+        "s3"
+    ]
 
 
 def test_why_a_word_is_rejected():
-    found = [("Taxi", "taxi", 0.0), ("dog", None, 0.0), ("cat", "Katze", 0.0), ("cow", "Kuh", 0.0)]
-    pairs = lexicon.cycled(found, {"taxi": "Taxi", "Katze": "kitten", "Kuh": "Cow."})
+    candidates = [("Taxi", "taxi", 0.0), ("dog", None, 0.0), ("cat", "Katze", 0.0), ("cow", "Kuh", 0.0)]
+    pairs = lexicon.cycled(candidates, {"taxi": "Taxi", "Katze": "kitten", "Kuh": "Cow."})
     assert [p.reason for p in pairs] == ["copied", "no translation", "comes back as kitten", ""]
-    assert lexicon.cycled(found[:1], {"taxi": "taxi"}, copies=True)[0].kept
+    assert lexicon.cycled(candidates[:1], {"taxi": "taxi"}, copies=True)[0].kept
 
 
 # --- word by word --------------------------------------------------------------------------------
 
 
 def test_word_by_word_keeps_order_length_and_what_it_does_not_know():
-    known = {"der": "the", "hund": "dog", "bellt": "barks"}
-    assert lexicon.word_by_word("Der Hund  bellt, heute!", known) == "the dog  barks, heute!"
+    dictionary = {"der": "the", "hund": "dog", "bellt": "barks"}
+    assert lexicon.word_by_word("Der Hund  bellt, heute!", dictionary) == "the dog  barks, heute!"
     assert lexicon.word_by_word("我喜欢狗", {"喜欢": "like ", "狗": "dogs"}) == "我like dogs"
 
 
 @given(st.lists(WORDS, min_size=1, max_size=8), st.dictionaries(WORDS, WORDS))
-def test_as_many_words_come_out_as_went_in(sentence, known):
-    assert len(lexicon.word_by_word(" ".join(sentence), known).split()) == len(sentence)
+def test_as_many_words_come_out_as_went_in(sentence, dictionary):
+    assert len(lexicon.word_by_word(" ".join(sentence), dictionary).split()) == len(sentence)
 
 
 def test_frequent_words_are_letters_in_lower_case():
@@ -75,14 +77,14 @@ def test_a_real_dictionary_is_its_own_gold_and_noise_costs_precision_as_counted(
     pairs = [Pair(s, t) for s, t in gold]
     whole = lexicon.accuracy(pairs, gold, [s for s, _ in gold])
     assert (whole.precision, whole.recall) == (1, 1) and whole.known == len({lexicon.folded(s) for s, _ in gold})
-    wrong = [Pair(p.source, "zzz") if i % 4 == 0 else p for i, p in enumerate(pairs)]
-    assert lexicon.accuracy(wrong, gold, [s for s, _ in gold]).precision == pytest.approx(0.75, abs=0.01)
-    back = {}
+    noisy = [Pair(p.source, "zzz") if i % 4 == 0 else p for i, p in enumerate(pairs)]
+    assert lexicon.accuracy(noisy, gold, [s for s, _ in gold]).precision == pytest.approx(0.75, abs=0.01)
+    backward = {}
     for s, t in gold:
-        back.setdefault(t, s)
-    kept = [p for p in lexicon.cycled([(s, t, 0.0) for s, t in gold], back) if p.kept]
-    assert 1500 < len(kept) < 2000 and len({p.target for p in kept}) == len(kept)  # several words of one translation
-    assert not any(lexicon.folded(p.source) == lexicon.folded(p.target) for p in kept)
+        backward.setdefault(t, s)
+    saved = [p for p in lexicon.cycled([(s, t, 0.0) for s, t in gold], backward) if p.kept]
+    assert 1500 < len(saved) < 2000 and len({p.target for p in saved}) == len(saved)  # several words of one translation
+    assert not any(lexicon.folded(p.source) == lexicon.folded(p.target) for p in saved)
 
 
 # --- selection -----------------------------------------------------------------------------------
@@ -95,9 +97,9 @@ def near(queries):
     return np.asarray((retrieval.embedded(vectors, queries) @ retrieval.embedded(vectors, POOL).T).todense())
 
 
-def picked(alike=(1, 1, 1, 1, 1), **how):
+def picked(similarity=(1, 1, 1, 1, 1), **how):
     queries = ["red dog sleeps now"]
-    return shown.pick(queries, POOL, alike, near(queries), Pick(**how))
+    return shown.pick(queries, POOL, similarity, near(queries), Pick(**how))
 
 
 def test_bm25_of_one_document_that_has_the_term_once():
@@ -127,7 +129,7 @@ def test_tau_filters_pairs_or_nearness_and_falls_back_to_the_likest():
     assert shown.pick(["x"], [], [], np.zeros((1, 0)), Pick()) == shown.Picked([[]], 0)
 
 
-# --- the whole -----------------------------------------------------------------------------------
+# --- the whole method ----------------------------------------------------------------------------
 
 TRUE = {"ka": "uno", "ri": "dos", "mo": "tres", "su": "cuatro", "te": "cinco"}
 BACK = {t: s for s, t in TRUE.items()}
@@ -137,15 +139,15 @@ TARGETS = ["tres cinco", "uno dos", "cuatro tres uno", "dos dos tres", "cinco un
 
 
 def translator(wrong=()):
-    """Knows the language but for words it gets wrong (in the direction out); sentences it translates word by word."""
+    """Knows the language except for wrong words (in the direction out); translates sentences word by word."""
 
     def write(prompt, i):
         line, name = prompt.rsplit("\n", 1)
         text, forward = line.rpartition(": ")[2], name.startswith("Espa")
-        known = TRUE if forward else BACK
+        dictionary = TRUE if forward else BACK
         if " word" in name:
-            return wrong[text] if text in wrong and forward else known.get(text, "?") + "\nKari: more"
-        return " ".join(known.get(w, w) for w in text.split())
+            return wrong[text] if text in wrong and forward else dictionary.get(text, "?") + "\nKari: more"
+        return " ".join(dictionary.get(w, w) for w in text.split())
 
     return Scripted(write, lambda p, c: -0.1 * len(c))
 
@@ -162,7 +164,7 @@ def test_it_translates_with_pairs_whose_target_is_natural_and_remembers_what_it_
     lm = translator()
     result = mined(lm, dictionary=[Parallel(source=s, target=t) for s, t in TRUE.items()])
     assert result.predict(["Kari: ka mo\nEspa:", "te", "Source: mo\nTarget:"]) == ["uno tres", "cinco", "tres"]
-    assert {r.target for r in result.records} == set(TARGETS)  # to the byte
+    assert {r.target for r in result.records} == set(TARGETS)  # byte for byte
     assert result.findings["dictionary"]["after the check"] == {"precision": 1.0, "recall": 1.0, "known": 5}
     assert result.findings["word_by_word"]["chrf"] == 100
     (shown_,) = [p for p in lm.asked if isinstance(p, str) and p.endswith("Kari: ka mo\nEspa:")]
@@ -205,8 +207,8 @@ def test_every_stage_is_written_and_a_second_run_asks_for_none_of_it(tmp_path):
     assert {"source", "target", "score", "reason"} <= rows[0].keys() and len(rows) == 5
     second = translator()
     two = mined(second, stages=str(tmp_path / "s"))
-    asked = [p for p in second.asked if isinstance(p, str)]
-    assert len(asked) == 1 and asked[0].endswith("Kari: ka mo\nEspa:") and two.records == one.records
+    prompts = [p for p in second.asked if isinstance(p, str)]
+    assert len(prompts) == 1 and prompts[0].endswith("Kari: ka mo\nEspa:") and two.records == one.records
     with pytest.raises(UserError, match="stages of another run"):
         mined(translator(), stages=str(tmp_path / "s"), seed=5)
 

@@ -1,4 +1,4 @@
-"""RetNet, RWKV and Hyena: the parallel form is the one that goes token by token, and nothing sees the future."""
+"""RetNet, RWKV and Hyena: the parallel form equals the recurrent one, and both are causal."""
 
 import pytest
 import torch
@@ -18,14 +18,14 @@ def drawn(*shape, seed=0):
 @settings(max_examples=5)
 def test_retention_is_a_state_that_fades(length):
     q, k, v = drawn(3, 2, 3, length, 4, seed=length)
-    found, angle = sequence_mixers.retained(q, k, v), torch.tensor([1.0, 0.01], dtype=torch.float64)
+    result, angle = sequence_mixers.retained(q, k, v), torch.tensor([1.0, 0.01], dtype=torch.float64)
     state = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
     for t in range(length):
         turn = (angle * t).sin()[None], (angle * t).cos()[None]
-        turned = [sequence_mixers.rotated(each[:, :, t], *turn) for each in (q, k)]
-        kept = torch.tensor([1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128], dtype=torch.float64)[:, None, None]
-        state = kept * state + turned[1][..., None] * v[:, :, t, None]
-        assert torch.allclose(found[:, :, t], (turned[0][..., None, :] @ state)[..., 0, :], atol=1e-12)
+        rotated = [sequence_mixers.rotated(each[:, :, t], *turn) for each in (q, k)]
+        decay = torch.tensor([1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128], dtype=torch.float64)[:, None, None]
+        state = decay * state + rotated[1][..., None] * v[:, :, t, None]
+        assert torch.allclose(result[:, :, t], (rotated[0][..., None, :] @ state)[..., 0, :], atol=1e-12)
 
 
 @given(st.integers(1, 80))
@@ -33,22 +33,24 @@ def test_retention_is_a_state_that_fades(length):
 def test_rwkv_is_two_sums_that_fade(length):
     k, v = drawn(2, 2, length, 3, seed=length) * 4
     decay, bonus = torch.tensor([0.01, 0.5, 6.0], dtype=torch.float64), torch.tensor([-1.0, 0.0, 2.0]).double()
-    found = sequence_mixers.faded(decay, bonus, k, v)
-    over, under = torch.zeros(2, 2, 3, dtype=torch.float64)
+    result = sequence_mixers.faded(decay, bonus, k, v)
+    numerator, denominator = torch.zeros(2, 2, 3, dtype=torch.float64)
     for t in range(length):
-        now = (bonus + k[:, t]).exp()
-        assert torch.allclose(found[:, t], (over + now * v[:, t]) / (under + now), atol=1e-12)
-        over, under = ((-decay).exp() * old + k[:, t].exp() * new for old, new in ((over, v[:, t]), (under, 1)))
+        current = (bonus + k[:, t]).exp()
+        assert torch.allclose(result[:, t], (numerator + current * v[:, t]) / (denominator + current), atol=1e-12)
+        numerator, denominator = (
+            (-decay).exp() * old + k[:, t].exp() * new for old, new in ((numerator, v[:, t]), (denominator, 1))
+        )
     theirs = rwkv_linear_attention_cpu(decay.log().float(), bonus.float(), k.float(), v.float())[0]
-    assert torch.allclose(found.float(), theirs, atol=1e-4)
+    assert torch.allclose(result.float(), theirs, atol=1e-4)
 
 
 def test_hyenas_convolution_is_the_sum():
     z, layer = drawn(2, 20, 4), sequence_mixers.Hyena(4).double()
     filters = layer.filters(20)
-    found = sequence_mixers.convolved(z, filters)
+    result = sequence_mixers.convolved(z, filters)
     for t in range(20):
-        assert torch.allclose(found[:, t], sum(filters[t - s] * z[:, s] for s in range(t + 1)), atol=1e-12)
+        assert torch.allclose(result[:, t], sum(filters[t - s] * z[:, s] for s in range(t + 1)), atol=1e-12)
     assert torch.equal(layer.filters(30)[:20], filters)  # they do not change with the length of the row
 
 

@@ -1,4 +1,4 @@
-"""simpo carries a preference over to prompts it never saw, without a reference."""
+"""simpo generalises a preference to held-out prompts, without a reference."""
 
 import numpy as np
 import pytest
@@ -15,16 +15,16 @@ FIT = Fit(lr=1e-3, steps=30, rows=16, schedule="linear")
 
 
 def pairs(records):
-    """The longer of two ways to say an answer that is not known is preferred, so that only the rule can be learned."""
-    draw = np.random.default_rng(0)
-    answers = [str(draw.choice(r.perturbed)) for r in records]
+    """The longer of two wordings of an unknown answer is preferred, so that only the rule can be learned."""
+    rng = np.random.default_rng(0)
+    answers = [str(rng.choice(r.perturbed)) for r in records]
     return [
         Preference(prompt=r.prompt, chosen=f"the {a}, sir", rejected=a) for r, a in zip(records, answers, strict=True)
     ]
 
 
 def margins(model, preferences):
-    """By how much the mean log-prob of the chosen completion is above that of the rejected one, nats a token."""
+    """Return the margin between the chosen and the rejected completion's mean log-prob, nats per token."""
     sides = [forward.row_logp(model, rows) for rows in zip(*groups(model, preferences), strict=True)]
     chosen, rejected = (total / count for total, count in sides)
     return (chosen - rejected).numpy()
@@ -42,15 +42,15 @@ def test_a_preference_is_carried_to_prompts_it_never_saw(arch, taught, world):
 
 
 def test_a_margin_that_is_reached_pulls_no_more(taught, world):
-    start, seen = taught("llama"), pairs(world.retain[:40])
-    reached = [baselines.simpo(start, seen, gamma=gamma, fit=FIT).history[-1]["margin"] for gamma in (0.0, 4.0)]
+    start, train = taught("llama"), pairs(world.retain[:40])
+    reached = [baselines.simpo(start, train, gamma=gamma, fit=FIT).history[-1]["margin"] for gamma in (0.0, 4.0)]
     assert 0 < reached[0] < reached[1]
 
 
 def test_the_loss_of_a_pair_and_of_its_reversal_differ_by_the_margin(fresh, world):
     start, (pair,) = fresh("llama"), pairs(world.retain[:1])
-    turned = Preference(prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen)
+    swapped = Preference(prompt=pair.prompt, chosen=pair.rejected, rejected=pair.chosen)
     one = Fit(lr=0.0, steps=1, rows=1)
-    first, second = (baselines.simpo(start, [p], gamma=0.0, fit=one).history[0] for p in (pair, turned))
+    first, second = (baselines.simpo(start, [p], gamma=0.0, fit=one).history[0] for p in (pair, swapped))
     assert first["simpo"] - second["simpo"] == pytest.approx(-first["margin"], abs=1e-5)
     assert first["margin"] == pytest.approx(-second["margin"], abs=1e-6)

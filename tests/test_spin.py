@@ -1,4 +1,4 @@
-"""SPIN is DPO against one's own answers; it moves a model to the demonstrations and rests where it answers alike."""
+"""SPIN is DPO against the model's own answers; it moves a model to the demonstrations and stops where they agree."""
 
 import math
 
@@ -52,9 +52,9 @@ def test_every_loss_is_convex_and_falls(loss, a, b, share):
 
 
 def population_loss(logits, opponent, data, lam):
-    """Expected loss over y ~ data, y' ~ opponent, all outcomes enumerated."""
-    logp, was = logits.log_softmax(0), opponent.log()
-    pairs = preference.spin(logp[:, None], logp[None, :], was[:, None], was[None, :], lam)
+    """Return the expected loss over y ~ data, y' ~ opponent, all outcomes enumerated."""
+    logp, ref_logp = logits.log_softmax(0), opponent.log()
+    pairs = preference.spin(logp[:, None], logp[None, :], ref_logp[:, None], ref_logp[None, :], lam)
     return (data[:, None] * opponent[None, :] * pairs).sum()
 
 
@@ -82,19 +82,19 @@ def tabular():
 @pytest.mark.parametrize("lam", [0.8, 1.0, 2.0])
 def test_a_solved_round_is_the_closed_form(lam, tabular):
     opponent, data = tabular
-    wanted = opponent * (data / opponent) ** (1 / lam)
-    assert torch.allclose(solved(opponent, data, lam), wanted / wanted.sum(), atol=1e-6)
+    expected = opponent * (data / opponent) ** (1 / lam)
+    assert torch.allclose(solved(opponent, data, lam), expected / expected.sum(), atol=1e-6)
 
 
 def test_lam_1_reaches_the_data_in_one_round_and_lam_2_halves_the_way_every_round(tabular):
     opponent, data = tabular
     assert torch.allclose(solved(opponent, data, 1.0), data, atol=1e-6)
-    now = opponent
+    policy = opponent
     for _ in range(3):
-        after = solved(now, data, 2.0)
-        gap, left = ((p / data).log() for p in (now, after))
-        assert torch.allclose(left - left.mean(), (gap - gap.mean()) / 2, atol=1e-5)
-        now = after
+        after = solved(policy, data, 2.0)
+        gap, remaining = ((p / data).log() for p in (policy, after))
+        assert torch.allclose(remaining - remaining.mean(), (gap - gap.mean()) / 2, atol=1e-5)
+        policy = after
 
 
 def test_without_the_reference_the_optimum_is_another(tabular):
@@ -122,13 +122,13 @@ def start(arch):
 
 
 def validity(model):
-    """Share of sampled answers, to prompts no training saw, that the grammar can give."""
-    asked = [d.prompt for d in demos(2)]
-    return lab.mean(map(TINY.valid, asked, lab.sampled(model, asked, 8, seed=5)))
+    """Return the share of sampled answers to held-out prompts that the grammar allows."""
+    prompts = [d.prompt for d in demos(2)]
+    return lab.mean(map(TINY.valid, prompts, lab.sampled(model, prompts, 8, seed=5)))
 
 
-def nll(model, given):
-    return -float(lab.logp(model, given)[0].mean())
+def nll(model, pairs):
+    return -float(lab.logp(model, pairs)[0].mean())
 
 
 @pytest.mark.parametrize("arch", EFFECTS)
@@ -142,26 +142,28 @@ def test_spin_moves_samples_on_unseen_prompts_to_the_grammar(arch):
     assert nll(taught, demos(2)) < nll(model, demos(2)) - 0.2
     assert model.fingerprint() == before
     first, second = (next(r for r in result.history if r["round"] == n) for n in (0, 1))
-    for row in (first, second):  # each round starts where its opponent is
+    for row in (first, second):  # each round starts from its opponent's weights
         assert row["spin"] == pytest.approx(math.log(2), abs=1e-5) and row["margin"] == pytest.approx(0, abs=1e-4)
     assert result.history[24]["accuracy"] > 0.6 and result.history[24]["margin"] > 0.1
-    told = result.findings["rounds"]
-    assert [t["lam"] for t in told] == [1.0, 1.0] and told[0]["pairs"] == 256
-    assert told[0]["ended_real"] == 1.0 and 5 < told[0]["length_real"] < 7
-    assert {"logp_real_first", "logp_real_last", "logp_own_first", "logp_own_last"} <= set(told[1])
+    findings = result.findings["rounds"]
+    assert [t["lam"] for t in findings] == [1.0, 1.0] and findings[0]["pairs"] == 256
+    assert findings[0]["ended_real"] == 1.0 and 5 < findings[0]["length_real"] < 7
+    assert {"logp_real_first", "logp_real_last", "logp_own_first", "logp_own_last"} <= set(findings[1])
     assert len(result.records) == 512 and {r.extra["round"] for r in result.records} == {0, 1}
 
 
-GREEDY = 1e-4  # a temperature at which what is sampled is the likeliest answer, whatever the seed
+GREEDY = 1e-4  # a temperature so low that the likeliest answer is sampled, whatever the seed
 
 
-def tame(model, given):
-    """Demonstrations whose greedy answer comes to its end and reads back as what was sampled; and those answers."""
-    how, out = generate.SamplingConfig(max_new_tokens=8), []
-    for d, (made,) in zip(given, generate.completions(model, [d.prompt for d in given], 1, how), strict=True):
-        back = encode.row(model.tokenizer, d.prompt, made.text or "?", model.kind, model.context)
-        if back.completion == made.tokens:
-            out.append((d, Demo(prompt=d.prompt, completion=made.text)))
+def tame(model, records):
+    """Return demonstrations whose greedy answer ends and re-tokenizes to the same tokens, and those answers."""
+    config, out = generate.SamplingConfig(max_new_tokens=8), []
+    for d, (completions,) in zip(
+        records, generate.completions(model, [d.prompt for d in records], 1, config), strict=True
+    ):
+        row = encode.row(model.tokenizer, d.prompt, completions.text or "?", model.kind, model.context)
+        if row.completion == completions.tokens:
+            out.append((d, Demo(prompt=d.prompt, completion=completions.text)))
     assert len(out) >= 8
     return out
 
@@ -177,10 +179,10 @@ def test_answers_that_are_the_demonstrations_teach_nothing():
 
 
 def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit():
-    """Through the whole training: the pairs SPIN gives back, given to DPO, end in the same weights."""
+    """Over the whole training: DPO on the pairs SPIN returns gives the same weights."""
     model = start("llama")
-    given, fit = [d for d, _ in tame(model, demos(n=32))], Fit(lr=1e-3, steps=5, rows=8)
-    mine = alignment.spin(model, given, **{**SHORT, "lam": (0.5,)}, temperature=GREEDY, fit=fit)
+    records, fit = [d for d, _ in tame(model, demos(n=32))], Fit(lr=1e-3, steps=5, rows=8)
+    mine = alignment.spin(model, records, **{**SHORT, "lam": (0.5,)}, temperature=GREEDY, fit=fit)
     theirs = baselines.dpo(model, mine.records, beta=0.5, fit=fit)
     assert [r["spin"] for r in mine.history] != [math.log(2)] * 5
     assert {r.rejected for r in mine.records} == {own.completion for _, own in tame(model, demos(n=32))}
@@ -193,8 +195,8 @@ def test_a_round_of_spin_is_dpo_on_its_own_pairs_to_the_last_bit():
 @pytest.mark.parametrize(("window", "pairs"), [("current", [16, 16, 16]), ("previous", [16, 32, 32]),
                                                ("all", [16, 32, 48])])  # fmt: skip
 def test_the_window_says_which_rounds_pairs_are_taught(window, pairs):
-    how = {**SHORT, "rounds": 3, "window": window}
-    result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-4, epochs=1, rows=8))
+    options = {**SHORT, "rounds": 3, "window": window}
+    result = alignment.spin(start("gpt2"), demos(n=16), **options, fit=Fit(lr=1e-4, epochs=1, rows=8))
     rounds = [row["round"] for row in result.history]
     assert [rounds.count(n) * 8 for n in range(3)] == pairs
 
@@ -206,8 +208,10 @@ def test_several_samples_of_a_prompt_are_pairs_of_their_own():
 
 
 def test_lam_and_rate_follow_the_rounds_and_their_last_goes_on():
-    how = {**SHORT, "rounds": 3, "lam": (0.1, 2.0), "lr_factors": (1.0, 0.5)}
-    result = alignment.spin(start("gpt2"), demos(n=16), **how, fit=Fit(lr=1e-3, steps=2, rows=8, schedule="constant"))
+    options = {**SHORT, "rounds": 3, "lam": (0.1, 2.0), "lr_factors": (1.0, 0.5)}
+    result = alignment.spin(
+        start("gpt2"), demos(n=16), **options, fit=Fit(lr=1e-3, steps=2, rows=8, schedule="constant")
+    )
     assert [t["lam"] for t in result.findings["rounds"]] == [0.1, 2.0, 2.0]
     assert [row["lr"] for row in result.history[::2]] == [1e-3, 5e-4, 5e-4]
 
@@ -220,8 +224,8 @@ def test_every_loss_starts_at_its_own_height_and_widens_the_margin(loss):
 
 
 def test_without_a_reference_the_loss_starts_elsewhere():
-    given, fit = demos(n=16), Fit(lr=1e-4, steps=1, rows=16)
-    row = alignment.spin(start("llama"), given, **SHORT, reference_free=True, fit=fit).history[0]
+    records, fit = demos(n=16), Fit(lr=1e-4, steps=1, rows=16)
+    row = alignment.spin(start("llama"), records, **SHORT, reference_free=True, fit=fit).history[0]
     assert abs(row["loss"] - math.log(2)) > 1e-2 and row["margin"] == pytest.approx(0, abs=1e-4)
 
 
@@ -236,18 +240,20 @@ def test_the_sft_term_keeps_the_log_prob_of_the_demonstrations_up():
 def test_long_demonstrations_and_answers_are_cut_alike():
     model = start("gpt2")
     result = alignment.spin(model, demos(n=32), **{**SHORT, "max_new_tokens": 3}, fit=Fit(lr=1e-4, steps=1, rows=8))
-    told = result.findings["rounds"][0]
-    assert told["length_real"] == 3 and told["ended_real"] == 0.0 and told["ended_own"] < 0.3
+    findings = result.findings["rounds"][0]
+    assert findings["length_real"] == 3 and findings["ended_real"] == 0.0 and findings["ended_own"] < 0.3
 
 
 def test_sides_that_their_ends_give_away_are_told(fresh):
-    given = [Demo(prompt=f"Question {i}?", completion="yes") for i in range(8)]
-    result = alignment.spin(fresh("llama"), given, **{**SHORT, "max_new_tokens": 6}, fit=Fit(lr=1e-4, steps=1, rows=8))
+    records = [Demo(prompt=f"Question {i}?", completion="yes") for i in range(8)]
+    result = alignment.spin(
+        fresh("llama"), records, **{**SHORT, "max_new_tokens": 6}, fit=Fit(lr=1e-4, steps=1, rows=8)
+    )
     assert len(result.warnings) == 1 and "come to an end" in result.warnings[0]
 
 
 def test_conversations_serve(fresh):
     prompt = Messages([{"role": "user", "content": "Where?"}])
-    given = [Demo(prompt="Where is it?", completion="Osso"), Demo(prompt=prompt, completion="Tarn")] * 4
-    result = alignment.spin(fresh("gpt2"), given, **SHORT, fit=Fit(lr=1e-4, steps=1, rows=8))
+    records = [Demo(prompt="Where is it?", completion="Osso"), Demo(prompt=prompt, completion="Tarn")] * 4
+    result = alignment.spin(fresh("gpt2"), records, **SHORT, fit=Fit(lr=1e-4, steps=1, rows=8))
     assert result.records[0].chosen == "Osso" and result.records[-1].prompt == prompt

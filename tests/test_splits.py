@@ -1,4 +1,4 @@
-"""What belongs together is on one side."""
+"""Related records are on the same side of a split."""
 
 import json
 
@@ -47,8 +47,8 @@ def test_a_comparison_splits_by_a_field():
         d.extra["author"] for d in apart_by_prompt.test["demos"]
     }
     for part in (0, 1, "tune"):
-        made = split({"demos": demos}, part, 2, "author")
-        taught, scored = ({d.extra["author"] for d in side["demos"]} for side in (made.train, made.test))
+        parts = split({"demos": demos}, part, 2, "author")
+        taught, scored = ({d.extra["author"] for d in side["demos"]} for side in (parts.train, parts.test))
         assert taught and scored and taught.isdisjoint(scored)
 
 

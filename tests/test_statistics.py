@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, known values and their own promises."""
+"""Intervals and tests against scipy, known values and their guarantees."""
 
 import math
 
@@ -57,10 +57,10 @@ def test_harmonic_mean():
 
 @given(numbers, st.sampled_from([0.8, 0.9, 0.95, 0.99]))
 def test_mean_interval_is_scipys(values, level):
-    found = statistics.mean_interval(values, level)
+    result = statistics.mean_interval(values, level)
     if np.std(values) > 1e-9:
         low, high = stats.t.interval(level, len(values) - 1, np.mean(values), stats.sem(values))
-        assert (found.low, found.high) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
+        assert (result.low, result.high) == pytest.approx((low, high), rel=1e-9, abs=1e-9)
 
 
 def test_mean_interval_at_the_edges():
@@ -73,9 +73,9 @@ def test_mean_interval_at_the_edges():
 
 
 def test_mean_interval_covers_the_mean_as_often_as_it_says():
-    draw = np.random.default_rng(0)
-    found = [statistics.mean_interval(row) for row in draw.normal(1.0, 3.0, (2000, 5))]
-    covered = np.mean([not i.excludes(1.0) for i in found])
+    rng = np.random.default_rng(0)
+    result = [statistics.mean_interval(row) for row in rng.normal(1.0, 3.0, (2000, 5))]
+    covered = np.mean([not i.excludes(1.0) for i in result])
     assert abs(covered - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 2000)
 
 

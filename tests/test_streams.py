@@ -1,4 +1,4 @@
-"""Batches: pure in (seed, step), complete in an epoch, true to their sizes, the same however they are cut."""
+"""Batches: determined by (seed, step), complete in an epoch, of the right sizes, and the same for any split."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ rows = st.builds(TokenizedExample, ids, ids)
 
 
 def items_of(n, arity=1):
-    """Items whose first prompt token says which they are."""
+    """Items identified by their first prompt token."""
     return [
         tuple(TokenizedExample((i + 1, *range(j + 1)), (i + 1,) * (1 + i % 4)) for j in range(arity)) for i in range(n)
     ]
@@ -36,8 +36,8 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
 
 def test_an_epoch_draws_every_item_once_and_in_another_order_each_time():
     batches = Batches({"forget": Stream(items_of(10), 4)}, 0)
-    drawn = [i for step in range(15) for i in batches(step).index["forget"]]
-    epochs = [drawn[at : at + 10] for at in range(0, 60, 10)]
+    samples = [i for step in range(15) for i in batches(step).index["forget"]]
+    epochs = [samples[at : at + 10] for at in range(0, 60, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 6
 
@@ -78,7 +78,7 @@ def test_sizes_are_the_true_counts(one, two):
     }
     whole = {w: sum(v for k, v in expected.items() if k.endswith(w)) for w in ("rows", "tokens", "seen")}
     assert dict(batch.sizes) == expected | whole
-    # and they are what the tensors hold
+    # and equal the tensors' sizes
     micros = batch.split(None)
     assert sum(len(m.tokens.target) for m in micros) == batch.sizes["tokens"]
     assert sum(int(m.tokens.attention_mask.sum()) for m in micros) == batch.sizes["seen"]
@@ -86,7 +86,7 @@ def test_sizes_are_the_true_counts(one, two):
 
 
 def contents(batch, micro_tokens):
-    """What a split holds, whatever the order and padding: item -> its rows' read tokens and labels."""
+    """Return the content of a split, independent of order and padding: item -> its rows' input tokens and labels."""
     out = Counter()
     for micro in batch.split(micro_tokens):
         t = micro.tokens

@@ -1,6 +1,6 @@
-"""Training over stages, copies and parts of a layer: the steps of one process, in any layout, and what is refused.
+"""3D parallel training: the steps of one process in any layout of stages, copies and layer parts, and refusals.
 
-The processes are real ones; two of them do in turn everything that two can.
+The processes are real; one pair of processes runs all two-process cases in turn.
 """
 
 import json
@@ -43,7 +43,7 @@ def texts():
 
 
 class Until(Hook):
-    """Stops after so many steps, as a signal does: without having come to the end."""
+    """Stops training early after some steps, as a signal does."""
 
     def __init__(self, last):
         self.last = last
@@ -54,7 +54,7 @@ class Until(Hook):
 
 
 def taught(layout, folder, until=None):
-    """Six steps of a new model, or the first of them; its weights and losses."""
+    """Train a new model for six steps, or the first of them; return its weights and losses."""
     fit = Fit(lr=1e-2, rows=6, steps=6, folder=folder, save_every=1)
     hooks = [Until(until)] if until else []
     try:
@@ -67,16 +67,16 @@ def taught(layout, folder, until=None):
 
 
 def everything(root):
-    """What two processes are asked for."""
+    """Run all cases for two processes."""
     broken = {
         name: parity.compared([case], 0, 1, name)[0]
         for name, case in (("local", PAIRS[1]), ("averaged", PAIRS[1]), ("unsummed", PAIRS[2]), ("swapped", PAIRS[0]))
     }
-    found = parity.compared(PAIRS, 0)
+    comparisons = parity.compared(PAIRS, 0)
     for layout in ("2x1x1", "1x2x1"):
         taught(layout, f"{root}/{layout}", until=3)
-    # Killed after three steps in one layout, on to the end in another
-    return broken, found, taught("1x1x2", f"{root}/2x1x1")
+    # Stopped after three steps in one layout, resumed to the end in another
+    return broken, comparisons, taught("1x1x2", f"{root}/2x1x1")
 
 
 @pytest.fixture(scope="module")
@@ -88,19 +88,19 @@ def two(tmp_path_factory):
 
 
 def test_two_processes_take_the_steps_of_one_whatever_the_layout(two):
-    for case, found in zip(PAIRS, two[1][1], strict=True):
-        assert found["loss"] < 1e-12 and found["gradient"] < 1e-10 and found["weights"] < 1e-10, (case, found)
-        assert found["moved"] > 1e-2 and found["bytes"] == 0, (case, found)
+    for case, result in zip(PAIRS, two[1][1], strict=True):
+        assert result["loss"] < 1e-12 and result["gradient"] < 1e-10 and result["weights"] < 1e-10, (case, result)
+        assert result["moved"] > 1e-2 and result["bytes"] == 0, (case, result)
 
 
 @pytest.mark.parametrize("name", parity.BREAKS)
 def test_what_is_done_wrong_shows(name, two):
-    found = two[1][0][name]
-    assert found["gradient"] > 1e-3 and found["weights"] > 1e-4, found
+    result = two[1][0][name]
+    assert result["gradient"] > 1e-3 and result["weights"] > 1e-4, result
 
 
 def test_a_run_goes_on_in_another_layout_and_in_one_process(two):
-    """From a checkpoint of two stages on to two parts of layers, from two copies to one process."""
+    """Resume a checkpoint of two stages with two layer parts, and one of two copies in one process."""
     root, (_, _, parts) = two
     whole, losses, rows = taught(None, None)
     assert rows == sorted(rows) and rows[0] == 2 and rows[-1] == 6
@@ -111,7 +111,7 @@ def test_a_run_goes_on_in_another_layout_and_in_one_process(two):
 
 
 def reread(root):
-    """What another layout reads of a checkpoint, whole."""
+    """The whole tensors that another layout reads from a checkpoint."""
     out = {}
     for sizes in ((2, 1, 1), (1, 2, 1), (1, 1, 2)):
         model = build.build("llama", build.train_tokenizer([], 260), d=16, layers=2, heads=2, context=16, seed=1)
@@ -132,10 +132,10 @@ def reread(root):
 
 
 def test_every_layout_reads_the_same_bits_of_a_checkpoint(tmp_path):
-    found = list(processes.run(2, reread, tmp_path)[0].values())
-    assert len(found[0]) == 3 * 20 and found[0]["model.norm.weight|exp_avg"].abs().sum() > 0
-    for other in found[1:]:
-        assert all(torch.equal(other[name], value) for name, value in found[0].items())
+    result = list(processes.run(2, reread, tmp_path)[0].values())
+    assert len(result[0]) == 3 * 20 and result[0]["model.norm.weight|exp_avg"].abs().sum() > 0
+    for other in result[1:]:
+        assert all(torch.equal(other[name], value) for name, value in result[0].items())
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "gpt2"])
@@ -143,25 +143,25 @@ def test_every_layout_reads_the_same_bits_of_a_checkpoint(tmp_path):
 def test_stages_one_after_the_other_are_the_model(kind, tied):
     module = tiny(kind, tied=tied).module.train()
     ids = torch.randint(3, 200, (2, 11))
-    wanted, states = module(input_ids=ids).logits, ids
-    values, seen = dict(module.named_parameters()), set()
+    expected, states = module(input_ids=ids).logits, ids
+    values, recorded = dict(module.named_parameters()), set()
     for number in range(2):
         stage = stages.Stage(stages.skeleton(module), number, 2)
-        named = stage.named()
-        stages.fill(stage, {id(p): n for n, p in named.items()}, values.__getitem__, CPU)
-        states, seen = stage(states), seen | named.keys()
+        parameters = stage.named()
+        stages.fill(stage, {id(p): n for n, p in parameters.items()}, values.__getitem__, CPU)
+        states, recorded = stage(states), recorded | parameters.keys()
         assert len(stage.layers) == 1 and stage.shares is tied
-    torch.testing.assert_close(states, wanted, rtol=0, atol=1e-6)
-    assert seen == values.keys()
+    torch.testing.assert_close(states, expected, rtol=0, atol=1e-6)
+    assert recorded == values.keys()
 
 
 def test_a_new_model_is_drawn_alike_in_every_layout_and_as_wide_as_the_paper_says():
     with torch.device("meta"):
         model = build.build("llama", build.train_tokenizer([], 260), d=192, layers=2, heads=4)
     value = three_d.drawn(model.module, 3)
-    wide, back = value("model.layers.0.self_attn.q_proj.weight"), value("model.layers.1.mlp.down_proj.weight")
+    wide, narrow = value("model.layers.0.self_attn.q_proj.weight"), value("model.layers.1.mlp.down_proj.weight")
     assert wide.std().item() == pytest.approx((1 / (3 * 192)) ** 0.5, rel=0.02)
-    assert back.std().item() == pytest.approx((1 / (3 * 192)) ** 0.5 / 2, rel=0.02)
+    assert narrow.std().item() == pytest.approx((1 / (3 * 192)) ** 0.5 / 2, rel=0.02)
     assert torch.equal(wide, value("model.layers.0.self_attn.q_proj.weight"))
     assert torch.equal(value("model.norm.weight"), torch.ones(192))
 
@@ -181,32 +181,32 @@ def test_rows_of_unequal_lengths_are_filled_up_without_labels():
 
 
 @pytest.mark.parametrize(
-    ("kind", "layout", "world", "said"),
+    ("kind", "layout", "world", "message"),
     [("llama", "2x1", 2, "PPxDPxTP"), ("llama", "2x1x2", 1, "torchrun --nproc_per_node 4"),
      ("llama", "1x1x8", 8, "does not divide 2 heads; layouts for 8 processes: 1x8x1, 1x4x2, 2x4x1, 2x2x2"),
      ("llama", "4x1x1", 4, "does not divide 2 layers"), ("gpt2", "1x1x2", 2, "gpt2: give 1 part"),
      ("gemma2", "2x1x1", 2, "this is gemma2: give 1 stage")],
 )  # fmt: skip
-def test_a_layout_that_is_not_legal_is_one_line_with_those_that_are(kind, layout, world, said, monkeypatch):
+def test_a_layout_that_is_not_legal_is_one_line_with_those_that_are(kind, layout, world, message, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(world))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         layouts.chosen(tiny(kind), layout, Fit(rows=8), 64, CPU)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_without_a_layout_the_planner_chooses_among_those_that_can_be_trained(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setattr(mesh, "grid", lambda pp, dp, tp, device: Grid(pp, dp, tp))
     for kind in ("llama", "gpt2"):
-        found = layouts.chosen(tiny(kind), None, Fit(rows=8), 64, CPU)
-        assert found.pp * found.dp * found.tp == launch.world() and (kind == "llama" or found.tp == 1)
+        result = layouts.chosen(tiny(kind), None, Fit(rows=8), 64, CPU)
+        assert result.pp * result.dp * result.tp == launch.world() and (kind == "llama" or result.tp == 1)
 
 
 def test_what_cannot_be_pretrained_is_refused():
-    for more, said in (({"fit": Fit(lora=4)}, "lora"), ({"hidden": 10, "heads": 3}, "divide hidden"),
+    for extra, message in (({"fit": Fit(lora=4)}, "lora"), ({"hidden": 10, "heads": 3}, "divide hidden"),
                        ({"fit": Fit(optimizer="sgd", steps=1, rows=1)}, "adamw or adam")):  # fmt: skip
-        with pytest.raises(UserError, match=said):
-            pretraining.megatron_turing(texts()[:3], **{**SHAPE, **more})
+        with pytest.raises(UserError, match=message):
+            pretraining.megatron_turing(texts()[:3], **{**SHAPE, **extra})
 
 
 @pytest.mark.parametrize(
@@ -214,41 +214,54 @@ def test_what_cannot_be_pretrained_is_refused():
 )
 def test_the_configurations_that_are_shipped_are_read(preset, tmp_path, capsys):
     (tmp_path / "text.jsonl").write_text('{"text": "some words"}')
-    words = ["run", "megatron-turing", "--corpus", str(tmp_path / "text.jsonl"), "--config", str(preset)]
-    assert cli.main([*words, "--print-config"]) == 0
-    told = yaml.safe_load(capsys.readouterr().out)
-    pp, dp, tp = launch.sizes(told["layout"])
-    assert told["layers"] % pp == told["heads"] % tp == told["rows"] % dp == 0 and told["precision"] == "bfloat16"
+    command = ["run", "megatron-turing", "--corpus", str(tmp_path / "text.jsonl"), "--config", str(preset)]
+    assert cli.main([*command, "--print-config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    pp, dp, tp = launch.sizes(printed["layout"])
+    assert (
+        printed["layers"] % pp == printed["heads"] % tp == printed["rows"] % dp == 0
+        and printed["precision"] == "bfloat16"
+    )
 
 
 @pytest.mark.soak
 def test_eight_processes_take_the_steps_of_one():
     cases = [Case("llama", 2, 2, 2), Case("llama", 4, 1, 2), Case("gpt2", 2, 4, 1, schedule="gpipe")]
-    for found in processes.run(8, parity.compared, cases, 0)[0]:
-        assert found["loss"] < 1e-12 and found["gradient"] < 1e-10 and found["weights"] < 1e-10
+    for result in processes.run(8, parity.compared, cases, 0)[0]:
+        assert result["loss"] < 1e-12 and result["gradient"] < 1e-10 and result["weights"] < 1e-10
 
 
 @pytest.mark.soak
 def test_torchrun_trains_and_saves_a_folder_that_opens_anywhere(tmp_path):
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": t.text}) for t in texts()))
-    words = [w for name, value in SHAPE.items() for w in (f"--{name}", str(value))]
-    given = ["run", "megatron-turing", "--corpus", str(tmp_path / "text.jsonl"), *words, "--steps", "4", "--rows", "6"]
+    shape_options = [w for name, value in SHAPE.items() for w in (f"--{name}", str(value))]
+    run_words = [
+        "run",
+        "megatron-turing",
+        "--corpus",
+        str(tmp_path / "text.jsonl"),
+        *shape_options,
+        "--steps",
+        "4",
+        "--rows",
+        "6",
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "DIDACT_CACHE": "off", "CUDA_VISIBLE_DEVICES": ""}
     for out, launcher in (("one", []), ("four", ["-m", "torch.distributed.run", "--nproc_per_node", "4"])):
-        more = ["--layout", "2x1x2"] if launcher else []
+        extra = ["--layout", "2x1x2"] if launcher else []
         command = [
             sys.executable,
             *launcher,
             "-m",
             *(["--"] if launcher else []),
             "didact",
-            *given,
-            *more,
+            *run_words,
+            *extra,
             "--out",
             str(tmp_path / out),
         ]
-        done = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        process = subprocess.run(command, env=env, timeout=300, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stderr
     one, four = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "four"))
     assert one.keys() == four.keys()
     for name, value in one.items():

@@ -1,4 +1,4 @@
-"""Tool calls are judged field by field; the search finds wrong fragments; unseen calls come out right more often."""
+"""Tool calls are judged field by field; the search finds wrong fragments; accuracy on held-out requests rises."""
 
 import dataclasses
 import importlib
@@ -26,14 +26,15 @@ from didact.objectives import preference
 from didact.types import Demo, Fit, UserError
 from didact.worlds import tools
 
-module = importlib.import_module("didact.methods.alignment.tool_rft")  # the package has the function under this name
+# The package exports the function under this name
+module = importlib.import_module("didact.methods.alignment.tool_rft")
 BFCL = Path(__file__).parents[2] / "shared" / "data" / "bfcl_simple.jsonl"
 TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
 
 # --- calls -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("said", "wrong"), [
+@pytest.mark.parametrize(("call", "expected"), [
     (TRUTH, []), ("[f(b='x',a=1),g.h(c=[1,2])]", []), ("[f(a=1.0, b=x), g.h(c=[1, 2])]", []),
     ("[f(a=1, b='x')]", ["count"]), ("[f(a=1, b='x'), g.k(c=[1, 2])]", ["function"]),
     ("[f(a=1), g.h(c=[1, 2])]", ["names"]), ("[f(a=2, b='x'), g.h(c=[1, 2])]", ["values"]),
@@ -42,8 +43,8 @@ TRUTH = "[f(a=1, b='x'), g.h(c=[1, 2])]"
     ("[f(a=open('/etc/passwd'))]", ["form"]), ("[f(**x)]", ["form"]), ("[f(a=1, a=2)]", ["form"]), ("", ["form"]),
     ("[x.f()(a=1)]", ["form"]), ("[" * 5000, ["form"]), ("[1]", ["form"]),
 ])  # fmt: skip
-def test_errors_by_field(said, wrong):
-    assert tool_calls.errors(said, TRUTH) == wrong
+def test_errors_by_field(call, expected):
+    assert tool_calls.errors(call, TRUTH) == expected
 
 
 def test_answers_without_calls_are_compared_as_text():
@@ -53,13 +54,15 @@ def test_answers_without_calls_are_compared_as_text():
 @given(st.integers(0, 300))
 def test_every_beginning_of_the_right_answer_is_on_track_and_no_wrong_one_is(seed):
     (demo,) = tools.requests(1, seed, hard=0.5)
-    right = demo.completion
-    assert not tool_calls.errors(right, right) and all(tool_calls.on_track(right[:k], right) for k in range(len(right)))
-    at = random.Random(seed).randrange(len(right))
-    spoilt = right[:at] + "?" + right[at:]
-    assert not tool_calls.on_track(spoilt[: at + 1], right) and not tool_calls.on_track(right + ", g()", right)
-    quoted = right.replace("=", "='", 1)
-    assert all(tool_calls.on_track(quoted[:k], right) for k in range(quoted.index("'") + 2))
+    answer = demo.completion
+    assert not tool_calls.errors(answer, answer) and all(
+        tool_calls.on_track(answer[:k], answer) for k in range(len(answer))
+    )
+    at = random.Random(seed).randrange(len(answer))
+    spoilt = answer[:at] + "?" + answer[at:]
+    assert not tool_calls.on_track(spoilt[: at + 1], answer) and not tool_calls.on_track(answer + ", g()", answer)
+    quoted = answer.replace("=", "='", 1)
+    assert all(tool_calls.on_track(quoted[:k], answer) for k in range(quoted.index("'") + 2))
 
 
 @pytest.mark.skipif(not BFCL.exists(), reason="the leaderboard's file is not here")
@@ -70,25 +73,25 @@ def test_real_calls_of_the_leaderboard():
         (answer,) = row["possible_answer"]
         ((name, allowed),) = answer.items()
         arguments = {k: v[0] for k, v in allowed.items() if v[0] != "" and "" not in v}
-        said = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
+        call = f"[{name}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})]"
         plain = all(not isinstance(v, dict | list) for v in arguments.values())
-        if plain:  # accepted values of nested objects are nested lists of their own
-            assert tool_calls.accepted(said, row["possible_answer"]) == [], said
-            renamed = said.replace(f"[{name}(", f"[{name}_(", 1)
+        if plain:  # accepted values of nested objects are nested lists
+            assert tool_calls.accepted(call, row["possible_answer"]) == [], call
+            renamed = call.replace(f"[{name}(", f"[{name}_(", 1)
             assert tool_calls.accepted(renamed, row["possible_answer"]) == ["function"]
             assert tool_calls.accepted(f"[{name}(nonsense=1)]", row["possible_answer"]) == ["names"]
             kinds.add(len(arguments))
         if plain and arguments:
             key = next(iter(arguments))
-            other = said.replace(f"{key}={arguments[key]!r}", f"{key}='of no use'")
+            other = call.replace(f"{key}={arguments[key]!r}", f"{key}='of no use'")
             assert tool_calls.accepted(other, row["possible_answer"]) == ["values"]
-        assert tool_calls.accepted(said[:-2], row["possible_answer"]) == ["form"]
+        assert tool_calls.accepted(call[:-2], row["possible_answer"]) == ["form"]
     assert len(rows) == 400 and len(kinds) > 3
 
 
 def test_the_tally_has_shares():
-    told = tool_calls.tally([[], ["values"], ["count", "values"], []])
-    assert told == {"exact": 0.5, "form": 0, "count": 0.25, "function": 0, "names": 0, "values": 0.5}
+    tally = tool_calls.tally([[], ["values"], ["count", "values"], []])
+    assert tally == {"exact": 0.5, "form": 0, "count": 0.25, "function": 0, "names": 0, "values": 0.5}
 
 
 # --- known answers ---------------------------------------------------------------------------
@@ -110,7 +113,7 @@ def test_ipo_wants_one_margin_and_no_more():
 def test_orpo_adds_the_odds_to_the_likelihood():
     half, quarter = f64(math.log(0.5)), f64(math.log(0.25))
     assert preference.orpo(half, half, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(2))
-    # The odds are 1 of a half, and 1 / 3 of a quarter.
+    # The odds of 1/2 are 1, and of 1/4 are 1/3.
     assert preference.orpo(half, quarter, 0.3).item() == pytest.approx(math.log(2) + 0.3 * math.log(1 + 1 / 3))
     assert preference.orpo(quarter, half, 0.0).item() == pytest.approx(math.log(4))
     assert math.isfinite(preference.orpo(torch.zeros(1), half.float()).item())
@@ -132,14 +135,14 @@ def test_the_verdict_of_the_model_sees_request_truth_and_answer():
 @given(st.integers(1, 40), st.integers(0, 40), st.floats(0.05, 1.0), st.integers(0, 99))
 def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
     demos = [Demo(prompt="?", completion="[f()]")] * calls + [Demo(prompt="?", completion="No.")] * texts
-    draw = random.Random(seed)
-    nll = [draw.random() for _ in demos]
+    rng = random.Random(seed)
+    nll = [rng.random() for _ in demos]
     index = tool_calls.selected(demos, nll, ratio)
     assert len(index) == sum(math.floor(n * ratio + 1e-9) for n in (calls, texts)) == len(set(index))
     for part in (range(calls), range(calls, calls + texts)):
-        kept, left = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
-        assert not kept or not left or min(kept) >= max(left)
-    assert tool_calls.selected(demos, [x**3 for x in nll], ratio) == index  # order by ppl, whatever its scale
+        selected, unselected = [nll[i] for i in part if i in index], [nll[i] for i in part if i not in index]
+        assert not selected or not unselected or min(selected) >= max(unselected)
+    assert tool_calls.selected(demos, [x**3 for x in nll], ratio) == index  # ordered by perplexity, whatever its scale
     easy = tool_calls.selected(demos, nll, ratio, select="easy")
     assert len(easy) == len(index) and math.fsum(nll[i] for i in easy) <= math.fsum(nll[i] for i in index)
     assert set(tool_calls.selected(demos, nll, 1.0)) == set(range(len(demos)))
@@ -147,8 +150,8 @@ def test_the_hardest_of_both_sorts_are_selected(calls, texts, ratio, seed):
 
 def test_the_likeliest_mislabelled_are_trimmed():
     demos, nll = [Demo(prompt="?", completion="[f()]")] * 10, [float(x) for x in range(10)]
-    for trim, kept in ((0.0, [9, 8, 7]), (0.2, [7, 6, 5])):
-        assert tool_calls.selected(demos, nll, 0.3, trim=trim) == kept
+    for trim, expected in ((0.0, [9, 8, 7]), (0.2, [7, 6, 5])):
+        assert tool_calls.selected(demos, nll, 0.3, trim=trim) == expected
 
 
 def test_a_ratio_of_a_hundred_is_counted_as_people_do():
@@ -166,12 +169,12 @@ def test_classes_go_from_easy_to_hard():
     assert selection.mean_rank([[10.0, 20.0, 20.0], [1.0, 1.0, 0.0]]) == [1.25, 2.0, 1.25]
 
 
-@pytest.mark.parametrize(("said", "terminal", "value"), [
+@pytest.mark.parametrize(("fragment", "terminal", "value"), [
     ("[f(a=1", False, 1), ("[f(a=2", False, -1), ("[f(a=1", True, -1), (TRUTH, True, 1),
     ("[f(b='x', a=1), g.h(c=[1, 2])]", True, 1),
 ])  # fmt: skip
-def test_the_value_of_a_fragment(said, terminal, value):
-    assert tool_calls.value(said, TRUTH, terminal) == value
+def test_the_value_of_a_fragment(fragment, terminal, value):
+    assert tool_calls.value(fragment, TRUTH, terminal) == value
 
 
 @given(st.lists(st.sampled_from("abc"), min_size=1), st.lists(st.sampled_from("abd"), min_size=1))
@@ -183,7 +186,7 @@ def test_overlap_of_words(a, b):
 
 @pytest.mark.parametrize(("step", "value"), [("[f(a=1,", 0.4), ("[f(a=2,", -0.6), ("g.h(c=[1, 2])]", 0.6), (" ", 0.0)])
 def test_the_codes_first_guess(step, value):
-    """0.1 less than nothing for no end, half a point for all words in common."""
+    """-0.1 for no end, half a point for all words in common."""
     assert tool_calls.guess(step, TRUTH) == pytest.approx(value)
 
 
@@ -194,17 +197,17 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
     prompts = {0: (5, 6, 7), 1: (8, 9)}
     delimiters = tuple(chr(c) for c in range(65, 91))
     actor = policy.Pieces(model, prompts, policy.FragmentSearch(delimiters=delimiters, max_new_tokens=20), 4)
-    grown = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
+    trees = tree.search([0, 1], actor.propose, lambda nodes: [0.1] * len(nodes),
                         SearchConfig(simulations=4, depth=3, deep=False, decide=False))  # fmt: skip
-    assert any(len(n.children) > 1 for t in grown for n in t.root.walk() if n.depth == 1)
-    for node in (n for t in grown for n in t.root.walk() if n.parent):
+    assert any(len(n.children) > 1 for t in trees for n in t.root.walk() if n.depth == 1)
+    for node in (n for t in trees for n in t.root.walk() if n.parent):
         assert node.depth <= 3 and node.step.tokens and 0 < node.step.prior <= 1
     root = Node()
     (chains,) = actor.propose([root])
-    (made,) = generate.completions(
+    (completions,) = generate.completions(
         model, [(5, 6, 7)], 3, generate.SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4), keys=[0]
     )
-    assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in made]
+    assert [sum((s.tokens for s in chain), ()) for chain in chains] == [c.tokens for c in completions]
     for chain in chains:
         for step in chain[:2]:
             assert len(steps.pieces(model.tokenizer, step.tokens, delimiters)) <= 2
@@ -214,11 +217,11 @@ def test_branches_part_inside_answers_and_are_what_was_sampled(kind):
 
 
 def orders(part=0, n=64, right=1.0):
-    """Ten or twelve: what a dozen is, is right in the records; people who taught the model said 10 half of the time."""
-    draw, out = random.Random(part), []
+    """A dozen is twelve in the records; the model's training data said 10 half of the time."""
+    rng, out = random.Random(part), []
     for _ in range(n):
-        prompt = f"{draw.choice(('tea', 'jam', 'rye'))} {draw.randrange(10)}\n"
-        out.append(Demo(prompt=prompt, completion=f"[get(n={12 if draw.random() < right else 10})]"))
+        prompt = f"{rng.choice(('tea', 'jam', 'rye'))} {rng.randrange(10)}\n"
+        out.append(Demo(prompt=prompt, completion=f"[get(n={12 if rng.random() < right else 10})]"))
     return out
 
 
@@ -234,10 +237,10 @@ def start(arch="gpt2"):
 
 
 def right(model):
-    """Share of right calls, sampled three times for requests that no training saw."""
+    """Return the share of right calls, three samples for each held-out request."""
     demos = orders(2) * 3
-    made = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
-    return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(made, demos, strict=True))
+    completions = lab.sampled(model, [d.prompt for d in demos], 14, seed=2)
+    return lab.mean(not tool_calls.errors(m, d.completion) for m, d in zip(completions, demos, strict=True))
 
 
 @pytest.mark.parametrize("arch", EFFECTS)
@@ -247,10 +250,10 @@ def test_a_wrong_value_is_mended_on_requests_not_seen(arch):
     result = alignment.tool_rft(model, orders(1, 32), **FAST, fit=Fit(lr=5e-4, steps=15, rows=16))
     assert 0.2 < right(model) < 0.65 and right(result.models["model"]) > right(model) + 0.1
     assert model.fingerprint() == before
-    told = result.findings["rounds"][0]
-    assert told["selected"] == 16 and told["pairs"] == len(result.records) > 8
-    assert told["ppl_selected"] >= told["ppl"] > 1
-    assert 0 < told["errors"]["values"] <= 1 or told["errors"]["exact"] > 0
+    findings = result.findings["rounds"][0]
+    assert findings["selected"] == 16 and findings["pairs"] == len(result.records) > 8
+    assert findings["ppl_selected"] >= findings["ppl"] > 1
+    assert 0 < findings["errors"]["values"] <= 1 or findings["errors"]["exact"] > 0
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert len(at) > 4 and all(r.chosen.startswith("12") for r in at)
 
@@ -271,17 +274,17 @@ def test_every_variant_runs_and_moves_the_model(more):
 
 
 def test_the_first_guess_decides_where_it_is_asked(monkeypatch):
-    monkeypatch.setattr(tool_calls, "guess", lambda step, wanted: 1.0 if step.startswith("10") else 0.0)
+    monkeypatch.setattr(tool_calls, "guess", lambda step, target: 1.0 if step.startswith("10") else 0.0)
     result = alignment.tool_rft(start(), orders(1, 12), **FAST, judge="words", fit=Fit(lr=1e-3, steps=1, rows=8))
     at = [r for r in result.records if r.prompt.endswith("n=")]
     assert at and all(r.chosen.startswith("10") for r in at)
 
 
 def test_the_warm_up_is_tuning_class_by_class():
-    """Where the search changes nothing, it is the same as tuning on the easy class and going on with the hard one."""
+    """Where the search finds nothing, the result equals tuning on the easy class and then on the hard one."""
     model, demos = start(), orders(1, 12)
-    how = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
-    result = alignment.tool_rft(model, demos, **how, fit=Fit(lr=0.0, steps=1, rows=3))
+    options = FAST | {"bins": 2, "warm_lr": 1e-3, "warm_epochs": 2.0}
+    result = alignment.tool_rft(model, demos, **options, fit=Fit(lr=0.0, steps=1, rows=3))
     assert [f["demos"] for f in result.findings["warm_up"]] == [6, 6]
     for number, part in enumerate(selection.classes(tool_calls.difficulties(demos), 2)):
         fit = Fit(lr=1e-3, epochs=2.0, rows=3, seed=rounds.APART * number)
@@ -301,7 +304,7 @@ def test_what_there_must_be(fresh):
 
 
 def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path, monkeypatch):
-    completions, asked = generate.completions, []
+    completions, requests = generate.completions, []
     monkeypatch.setattr(branches, "CHUNK", 4)
 
     def run(folder=None):
@@ -309,14 +312,14 @@ def test_a_killed_run_goes_on_in_its_round_and_generates_nothing_twice(tmp_path,
         return alignment.tool_rft(start(), orders(1, 16), **(FAST | {"rounds": 2, "bins": 2}), fit=fit)
 
     def counting(model, prompts, n, *args, **more):
-        asked.append(n == 1)  # greedy answers, for the report of errors
+        requests.append(n == 1)  # greedy answers, for the report of errors
         return completions(model, prompts, n, *args, **more)
 
     whole = run()
     monkeypatch.setattr(generate, "completions", counting)
-    again, counted = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of either round
-    assert counted == [4, 4, 4, 4] and sum(asked) == 2
+    again, sizes = searches(monkeypatch, lambda: run(str(tmp_path)), [1, 3])  # in the second search of each round
+    assert sizes == [4, 4, 4, 4] and sum(requests) == 2
     assert again.models["model"].fingerprint() == whole.models["model"].fingerprint()
     assert again.records == whole.records and again.findings == whole.findings
-    monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run reads all of it
+    monkeypatch.setattr("didact.models.forward.row_logp", None)  # a finished run is read from disk
     assert run(str(tmp_path)).records == whole.records

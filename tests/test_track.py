@@ -1,4 +1,4 @@
-"""Trackers log the columns of history.jsonl, once a step, also when a run was killed and goes on."""
+"""Trackers log the columns of history.jsonl, once per step, also when a run is killed and resumed."""
 
 import importlib.util
 import json
@@ -57,9 +57,9 @@ def expected(history):
 
 def test_tensorboard_has_every_column_of_the_history_at_every_step(tmp_path):
     history = train([track.tracker("tensorboard", tmp_path, {"lr": 0.1, "nested": {"a": [1]}})])
-    got = curves(tmp_path)
-    assert got == expected(history) and {"loss", "square", "grad_norm", "lr"} <= set(got)
-    assert got["loss"][0][1] != got["loss"][-1][1]
+    actual = curves(tmp_path)
+    assert actual == expected(history) and {"loss", "square", "grad_norm", "lr"} <= set(actual)
+    assert actual["loss"][0][1] != actual["loss"][-1][1]
 
 
 def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
@@ -90,11 +90,11 @@ def test_training_is_the_same_with_a_tracker_and_without(tmp_path):
 
 
 def logged(file):
-    """The rows in an offline run's file: after 7 bytes, records of checksum, length, type and a message."""
+    """Return the rows in an offline run's file: after 7 bytes, records of checksum, length, type and message."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     raw, at, rows = file.read_bytes(), 7, []
-    assert raw[:4] == b":W&B" and len(raw) < 1 << 15  # one block, in which no record is cut in two
+    assert raw[:4] == b":W&B" and len(raw) < 1 << 15  # one block: no record is split
     while at < len(raw):
         _, length, _ = struct.unpack_from("<IHB", raw, at)
         record = Record.FromString(raw[at + 7 : at + 7 + length])
@@ -124,9 +124,9 @@ def test_wandb_writes_an_offline_run_that_holds_the_columns(tmp_path, monkeypatc
 def test_a_missing_package_is_one_line_that_names_the_extra(tmp_path, monkeypatch, kind):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == kind else real(name, *more))
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         track.tracker(kind, tmp_path, {})
-    assert str(caught.value) == f"--track {kind}: the package {kind} is missing: pip install didact[track]"
+    assert str(error.value) == f"--track {kind}: the package {kind} is missing: pip install didact[track]"
 
 
 def test_an_unknown_tracker_lists_those_there_are(tmp_path):

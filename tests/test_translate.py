@@ -1,4 +1,4 @@
-"""Translations against references: chrF as sacrebleu counts it, its intervals, and how a translation is asked for."""
+"""Translations against references: chrF as in sacrebleu, its intervals, and the prompts for a translation."""
 
 import pytest
 
@@ -12,23 +12,23 @@ from didact.types import Parallel
 def test_chrf_as_counted_by_hand():
     assert scores.chrf(["ab"], ["abc"], order=1) == pytest.approx(100 * (10 / 3) / (14 / 3), abs=1e-2)
     assert scores.chrf(["the same"], ["the same"]) == 100 and scores.chrf([""], ["x"]) == 0
-    assert scores.chrf(["a b"], ["ab"]) == 100  # white space aside
+    assert scores.chrf(["a b"], ["ab"]) == 100  # ignoring white space
     assert scores.chrf(["abcd"], ["ab"]) < scores.chrf(["ab"], ["ab"]) != scores.chrf(["ab"], ["abcd"])
-    assert scores.chrf(["abcd"], ["ab"]) != scores.chrf(["ab"], ["abcd"])  # recall counts more
-    many = scores.chrf(["aaaa bbbb", "x"], ["aaaa bbbb", "yyyy"])  # summed counts, not a mean of sentences
-    assert many != pytest.approx((100 + scores.chrf(["x"], ["yyyy"])) / 2, abs=1)
+    assert scores.chrf(["abcd"], ["ab"]) != scores.chrf(["ab"], ["abcd"])  # recall has more weight
+    score = scores.chrf(["aaaa bbbb", "x"], ["aaaa bbbb", "yyyy"])  # summed counts, not a mean of sentences
+    assert score != pytest.approx((100 + scores.chrf(["x"], ["yyyy"])) / 2, abs=1)
 
 
 def test_the_interval_holds_the_score_and_a_pair_of_equals_has_no_difference():
-    wanted = [f"word{i} here" for i in range(20)]
-    said = [w if i % 2 else "word there" for i, w in enumerate(wanted)]
-    found = scores.measures(said, wanted)
-    low, high = found["chrf"].ci
-    assert low < found["chrf"].value < high and found["exact_translation"].value == 0.5
-    assert scores.difference(said, said, wanted) == {"estimate": 0, "interval": [0, 0]}
-    gain = scores.difference(wanted, said, wanted)
-    assert gain["estimate"] == pytest.approx(100 - found["chrf"].value) and gain["interval"][0] > 0
-    assert scores.measures(said, wanted)["chrf"].ci == (low, high)
+    expected = [f"word{i} here" for i in range(20)]
+    answers = [w if i % 2 else "word there" for i, w in enumerate(expected)]
+    measures = scores.measures(answers, expected)
+    low, high = measures["chrf"].ci
+    assert low < measures["chrf"].value < high and measures["exact_translation"].value == 0.5
+    assert scores.difference(answers, answers, expected) == {"estimate": 0, "interval": [0, 0]}
+    gain = scores.difference(expected, answers, expected)
+    assert gain["estimate"] == pytest.approx(100 - measures["chrf"].value) and gain["interval"][0] > 0
+    assert scores.measures(answers, expected)["chrf"].ci == (low, high)
 
 
 def test_a_reply_is_its_first_line_without_name_and_quotes():
@@ -40,14 +40,14 @@ def test_a_reply_is_its_first_line_without_name_and_quotes():
 def test_the_protocol_scores_what_answers_and_what_is_a_model_by_the_same_prompts():
     pairs = [Parallel(source=f"s{i}", target=f"t{i}", source_lang="A", target_lang="B") for i in range(4)]
     pairs.append(Parallel(source="no reference", target=""))
-    used = protocols.named("translate")
-    asked = []
+    protocol = protocols.named("translate")
+    requests = []
 
     def predict(prompts):
-        asked.extend(prompts)
+        requests.extend(prompts)
         return [f"t{translation.sentence(p)[1:]}\nand more" for p in prompts]
 
-    found = used.answers(predict, Scoring(records={"test": pairs}, start=None))
-    assert asked == [f"A: s{i}\nB:" for i in range(4)]
-    assert found["chrf"].value == 100 and found["chrf"].n == 4
-    assert used.prompts(Scoring(records={"test": pairs}, start=None))[-1] == "Source: no reference\nTarget:"
+    result = protocol.answers(predict, Scoring(records={"test": pairs}, start=None))
+    assert requests == [f"A: s{i}\nB:" for i in range(4)]
+    assert result["chrf"].value == 100 and result["chrf"].n == 4
+    assert protocol.prompts(Scoring(records={"test": pairs}, start=None))[-1] == "Source: no reference\nTarget:"

@@ -1,4 +1,4 @@
-"""Tree search: visits follow PUCT, sums telescope, trees grow alike alone and side by side; steps are token ids."""
+"""Tree search: visits follow PUCT, sums telescope, trees are the same alone and in batches; steps are token ids."""
 
 import math
 
@@ -15,7 +15,7 @@ from didact.types import UserError
 
 
 def bandit(values, priors=None, how=None):
-    """A root with one terminal action for each value."""
+    """Search from a root with one terminal action for each value."""
     priors = priors or [1 / len(values)] * len(values)
     chains = [[Step((i,), p, True)] for i, p in enumerate(priors)]
     return tree.search(
@@ -25,7 +25,7 @@ def bandit(values, priors=None, how=None):
 
 
 def random_tree(seed, how, trees=(0,), actions=3, depth=4):
-    """Trees whose steps, priors and values follow from the node's text alone."""
+    """Search trees whose steps, priors and values depend on the node's text alone."""
 
     def number(node, salt=0):
         return hash((seed, node.tree, node.tokens, salt)) % 1000 / 1000
@@ -41,9 +41,9 @@ def random_tree(seed, how, trees=(0,), actions=3, depth=4):
 
 @pytest.mark.parametrize(("gap", "visits"), [(2.0, (63, 1)), (1.0, (61, 3)), (0.2, (50, 14)), (0.0, (32, 32))])
 def test_visits_turn_a_gap_of_values_into_confidence(gap, visits):
-    grown = bandit([gap, 0.0])
-    assert tuple(c.visits for c in grown.root.children) == visits
-    assert grown.root.visits == 64
+    root = bandit([gap, 0.0])
+    assert tuple(c.visits for c in root.root.children) == visits
+    assert root.root.visits == 64
 
 
 @given(st.integers(2, 6), st.integers(1, 60))
@@ -61,22 +61,22 @@ def test_without_the_prior_the_search_is_greedy():
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=5))
 def test_along_a_line_q_is_the_value_at_its_end(values):
-    """One child each: the gains of value add up to what the leaf is worth."""
+    """With one child each, the gains in value sum to the leaf's value."""
     chain = [[Step((i,), 1.0, i + 1 == len(values)) for i in range(len(values))]]
-    grown = tree.search(
+    trees = tree.search(
         [0], lambda nodes: [[] if n.parent else chain for n in nodes],
         lambda nodes: [values[n.step.tokens[0]] for n in nodes], SearchConfig(simulations=3, depth=9, decide=False),
     )[0]  # fmt: skip
-    for node in list(grown.root.walk())[1:]:
+    for node in list(trees.root.walk())[1:]:
         assert node.worth == pytest.approx(values[-1], abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 999), st.booleans(), st.integers(1, 30))
 def test_v_is_the_mean_of_q_over_visits_and_visits_add_up(seed, deep, simulations):
-    how = SearchConfig(simulations=simulations, depth=4, deep=deep, decide=False)
-    (grown,) = random_tree(seed, how)
-    for node in grown.root.walk():
+    config = SearchConfig(simulations=simulations, depth=4, deep=deep, decide=False)
+    (result,) = random_tree(seed, config)
+    for node in result.root.walk():
         if node.children and node.visits:
             below = sum(c.visits for c in node.children)
             assert below in (node.visits, node.visits - 1)  # a simulation may have ended here before it was expanded
@@ -84,47 +84,47 @@ def test_v_is_the_mean_of_q_over_visits_and_visits_add_up(seed, deep, simulation
                 assert node.v == pytest.approx(sum(c.visits * c.q for c in node.children) / below, abs=1e-9)
         if node.visits and node.parent:
             assert node.q == pytest.approx(node.reward + node.v, abs=1e-9)
-    assert grown.root.visits == simulations
+    assert result.root.visits == simulations
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 999), st.integers(1, 12))
 def test_trees_side_by_side_grow_as_each_does_alone(seed, simulations):
-    how = SearchConfig(simulations=simulations, depth=4)
-    together = random_tree(seed, how, (0, 1, 2))
-    assert [t.rows() for t in together] == [random_tree(seed, how, (n,))[0].rows() for n in (0, 1, 2)]
+    config = SearchConfig(simulations=simulations, depth=4)
+    together = random_tree(seed, config, (0, 1, 2))
+    assert [t.rows() for t in together] == [random_tree(seed, config, (n,))[0].rows() for n in (0, 1, 2)]
 
 
 def test_the_search_goes_on_from_the_best_child_to_the_end_of_the_text():
-    (grown,) = random_tree(3, SearchConfig(simulations=10, depth=4))
-    assert [n.depth for n in grown.path] == [0, 1, 2, 3, 4] and grown.path[-1].step.terminal
-    for node, chosen in zip(grown.path, grown.path[1:], strict=False):
+    (result,) = random_tree(3, SearchConfig(simulations=10, depth=4))
+    assert [n.depth for n in result.path] == [0, 1, 2, 3, 4] and result.path[-1].step.terminal
+    for node, chosen in zip(result.path, result.path[1:], strict=False):
         assert chosen in node.children
-    assert grown.path[1].visits >= 10 / 3
-    (more,) = random_tree(3, SearchConfig(simulations=10, depth=4, first=4))
-    assert more.root.visits == 40 == 4 * grown.root.visits
+    assert result.path[1].visits >= 10 / 3
+    (deeper,) = random_tree(3, SearchConfig(simulations=10, depth=4, first=4))
+    assert deeper.root.visits == 40 == 4 * result.root.visits
 
 
 def test_a_tree_survives_json():
-    (grown,) = random_tree(5, SearchConfig(simulations=8, depth=3))
-    again = Tree.of(grown.rows())
-    assert again.rows() == grown.rows()
-    assert [n.tokens for n in again.path] == [n.tokens for n in grown.path]
+    (result,) = random_tree(5, SearchConfig(simulations=8, depth=3))
+    again = Tree.of(result.rows())
+    assert again.rows() == result.rows()
+    assert [n.tokens for n in again.path] == [n.tokens for n in result.path]
 
 
 def test_a_node_without_proposals_is_an_end():
-    grown = tree.search([0], lambda nodes: [[]] * len(nodes), lambda nodes: [], SearchConfig(simulations=3))[0]
-    assert grown.path == [grown.root] and grown.root.visits == 3
+    result = tree.search([0], lambda nodes: [[]] * len(nodes), lambda nodes: [], SearchConfig(simulations=3))[0]
+    assert result.path == [result.root] and result.root.visits == 3
 
 
 def test_a_step_that_is_there_is_not_put_twice():
     chain = [Step((1, 2), 0.5), Step((3,), 0.5, True)]
     other = [Step((1, 2), 0.5), Step((4,), 0.5, True)]
-    grown = tree.search(
+    result = tree.search(
         [0], lambda nodes: [[chain, chain, other] if n.depth == 0 else [] for n in nodes],
         lambda nodes: [0.0] * len(nodes), SearchConfig(simulations=1, depth=2),
     )[0]  # fmt: skip
-    assert [n.tokens for n in grown.root.walk()] == [(), (1, 2), (1, 2, 3), (1, 2, 4)]
+    assert [n.tokens for n in result.root.walk()] == [(), (1, 2), (1, 2, 3), (1, 2, 4)]
 
 
 # --- pairs -----------------------------------------------------------------------------------
@@ -144,15 +144,15 @@ def test_the_best_child_against_the_worst_or_the_second(rule, worse):
 
 def test_any_other_child_at_random_from_a_seed():
     node = parent(*(((i,), float(i)) for i in range(5)))
-    drawn = {tree.pairs([node], "random", seed=s)[0].worse.step.tokens for s in range(40)}
-    assert drawn == {(0,), (1,), (2,), (3,)}
+    samples = {tree.pairs([node], "random", seed=s)[0].worse.step.tokens for s in range(40)}
+    assert samples == {(0,), (1,), (2,), (3,)}
     assert tree.pairs([node], "random", seed=3) == tree.pairs([node], "random", seed=3)
 
 
 def test_what_is_no_pair():
     assert not tree.pairs([parent(((1,), 1.0))])
-    assert not tree.pairs([parent(((1,), 1.0), ((2,), 1.0))])  # equals
-    assert not tree.pairs([parent(((1,), 1.0), ((1, 2), 0.0))])  # one is the beginning of the other
+    assert not tree.pairs([parent(((1,), 1.0), ((2,), 1.0))])  # equal steps
+    assert not tree.pairs([parent(((1,), 1.0), ((1, 2), 0.0))])  # one is a prefix of the other
     node = parent(((1, 5), 1.0), ((1, 6), 0.5))
     assert not tree.pairs([node], gap=0.6) and not tree.pairs([node], floor=1.1)
     assert not tree.pairs([node], unlike=lambda a, b: False)
@@ -165,9 +165,9 @@ def test_what_is_no_pair():
 
 @given(st.lists(st.integers(0, 9), max_size=30), st.sets(st.integers(0, 9)))
 def test_steps_joined_are_the_text_and_only_closers_end_them(tokens, closing):
-    made = steps.split(tokens, closing)
-    assert [t for step in made for t in step] == tokens
-    assert all(step for step in made) and not any(set(step[:-1]) & closing for step in made)
+    result = steps.split(tokens, closing)
+    assert [t for step in result for t in step] == tokens
+    assert all(step for step in result) and not any(set(step[:-1]) & closing for step in result)
 
 
 def test_the_tokens_that_close_a_step():
@@ -185,10 +185,10 @@ def test_the_tokens_that_close_a_step():
 def test_pieces_end_at_delimiters_and_joined_are_the_text(vocabulary):
     tokenizer = build.train_tokenizer(["[f(a=1, b='x, y')]"] * 50, vocabulary)
     tokens = tokenizer("[f(a=1, b=2)]. Done", add_special_tokens=False)["input_ids"]
-    made = steps.pieces(tokenizer, tokens, (". ", ", ", "=", "("))
-    assert [t for piece in made for t in piece] == tokens
+    result = steps.pieces(tokenizer, tokens, (". ", ", ", "=", "("))
+    assert [t for piece in result for t in piece] == tokens
     if vocabulary == 259:
-        assert [tokenizer.decode(p) for p in made] == ["[f(", "a=", "1,", " b=", "2)].", " Done"]
+        assert [tokenizer.decode(p) for p in result] == ["[f(", "a=", "1,", " b=", "2)].", " Done"]
 
 
 def test_priors_by_length():
@@ -203,8 +203,8 @@ def test_priors_by_length():
 
 def proposer(model, prompts, references=None, **more):
     closing = steps.closers(model.tokenizer, [chr(65 + i) for i in range(26)])
-    how = {"root_actions": 3, "actions": 2, "step_tokens": 12, "temperature": 1.5, "prior_power": 1.0, "last": ""}
-    search = policy.StepSearch(**how | more)
+    options = {"root_actions": 3, "actions": 2, "step_tokens": 12, "temperature": 1.5, "prior_power": 1.0, "last": ""}
+    search = policy.StepSearch(**options | more)
     return policy.Steps(model, prompts, closing, search, 5, references), closing
 
 
@@ -212,11 +212,11 @@ def proposer(model, prompts, references=None, **more):
 def test_a_policys_trees_do_not_see_each_other_and_their_steps_are_its_own(kind):
     model = tiny(kind)
     prompts = {n: encode.prompt_ids(model.tokenizer, f"{n} and {n * n}:", model.kind) for n in range(3)}
-    how = SearchConfig(simulations=3, depth=3)
+    config = SearchConfig(simulations=3, depth=3)
 
     def grow(numbers):
         actor, closing = proposer(model, prompts)
-        return tree.search(numbers, actor.propose, lambda nodes: [0.1 * len(n.tokens) for n in nodes], how), closing
+        return tree.search(numbers, actor.propose, lambda nodes: [0.1 * len(n.tokens) for n in nodes], config), closing
 
     together, closing = grow([0, 1, 2])
     alone = grow([1])[0][0]
@@ -230,8 +230,8 @@ def test_a_policys_trees_do_not_see_each_other_and_their_steps_are_its_own(kind)
         else:
             assert node.step.terminal
     first = together[0].root.children[0]
-    (made,) = steps.with_priors(model, [prompts[0]], [[first.step]])
-    assert made[0].prior == pytest.approx(first.step.prior, rel=1e-4)
+    (scored,) = steps.with_priors(model, [prompts[0]], [[first.step]])
+    assert scored[0].prior == pytest.approx(first.step.prior, rel=1e-4)
 
 
 def test_the_reference_is_proposed_where_the_text_is_the_references():
@@ -245,16 +245,16 @@ def test_the_reference_is_proposed_where_the_text_is_the_references():
     off, on = Node(Step((9,)), root), Node(Step((70, 71)), root)
     assert [c[-1][0].given for c in actor.propose([off, on])] == [False, True]
     last = Node(Step((72,)), on)
-    (chains,) = actor.propose([last])  # depth ends here: all the rest
+    (chains,) = actor.propose([last])  # the maximal depth: all remaining tokens
     assert chains[-1][0].tokens == (73, 2) and chains[-1][0].terminal
 
 
 def test_a_step_that_says_it_is_the_last_is_given_an_end():
     model = tiny("llama")
     actor, _ = proposer(model, {0: (5, 6)}, last="is")
-    made = generate.Completion("so it is 4", (8, 9), -1.0)
-    assert actor._step(made, False).tokens == (8, 9, model.tokenizer.eos_token_id)
-    assert actor._step(made, False).terminal and not actor._step(made._replace(text="so"), False).terminal
+    completion = generate.Completion("so it is 4", (8, 9), -1.0)
+    assert actor._step(completion, False).tokens == (8, 9, model.tokenizer.eos_token_id)
+    assert actor._step(completion, False).terminal and not actor._step(completion._replace(text="so"), False).terminal
 
 
 def test_a_full_context_ends_a_text():
@@ -270,11 +270,11 @@ def test_a_full_context_ends_a_text():
 def test_draws_follow_from_keys_and_end_with_a_closing_token(kind):
     model = tiny(kind)
     prompts = [(5, 6, 7), (8, 9), (5, 6, 7)]
-    how = generate.SamplingConfig(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
-    made = generate.completions(model, prompts, 2, how, keys=[11, 12, 11])
-    assert made[0] == made[2] != generate.completions(model, prompts, 2, how)[0]
-    (alone,) = generate.completions(model, prompts[1:2], 2, how, keys=[12])
-    assert [c.tokens for c in made[1]] == [c.tokens for c in alone]
-    for completion in (c for row in made for c in row):
+    config = generate.SamplingConfig(max_new_tokens=20, temperature=1.0, closing=set(range(100, 259)))
+    completions = generate.completions(model, prompts, 2, config, keys=[11, 12, 11])
+    assert completions[0] == completions[2] != generate.completions(model, prompts, 2, config)[0]
+    (alone,) = generate.completions(model, prompts[1:2], 2, config, keys=[12])
+    assert [c.tokens for c in completions[1]] == [c.tokens for c in alone]
+    for completion in (c for row in completions for c in row):
         assert not any(t >= 100 for t in completion.tokens[:-1])
         assert completion.tokens[-1] >= 100 or len(completion.tokens) == 20 or completion.tokens[-1] == 2

@@ -1,4 +1,4 @@
-"""The survey's ways of unlearning: known answers, and what each does to models that know the forget set."""
+"""The survey's unlearning methods: known answers, and their effect on models that know the forget set."""
 
 import ast
 import inspect
@@ -22,7 +22,8 @@ from didact.types import Demo, Fit, UserError
 from didact.worlds.authors import authors
 
 SHORT = Fit(lr=1e-3, steps=2, rows=4)
-SPECIALIST = Fit(lr=3e-4, steps=30, rows=16, schedule="constant")  # found on seed 1 of the world, as what follows
+# Tuned on seed 1 of the world, like the options below
+SPECIALIST = Fit(lr=3e-4, steps=30, rows=16, schedule="constant")
 SCALES = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
@@ -59,11 +60,11 @@ def test_scale_nought_is_the_model_itself_and_tokens_are_counted(fresh, small):
 def test_a_negated_adapter_is_a_plain_model_that_knows_less(adapter, taught, world):
     start = taught("llama", gold=True)
     fit = Fit(lr=5e-3, steps=15, rows=16, schedule="constant", lora=8)
-    how = {"adapter": adapter, "fit": fit}
-    made = [unlearning.negated_adapter(start, world.forget, **how, scale=s).models["model"] for s in (-1.0, 1.0)]
-    p = [probability(m, world.forget) for m in made]
+    options = {"adapter": adapter, "fit": fit}
+    negated = [unlearning.negated_adapter(start, world.forget, **options, scale=s).models["model"] for s in (-1.0, 1.0)]
+    p = [probability(m, world.forget) for m in negated]
     assert p[1] < probability(start, world.forget) < p[0]
-    assert type(made[1].module) is type(start.module)
+    assert type(negated[1].module) is type(start.module)
 
 
 def test_ext_sub_forgets_and_keeps_what_both_experts_learnt(taught, world):
@@ -76,8 +77,8 @@ def test_ext_sub_forgets_and_keeps_what_both_experts_learnt(taught, world):
 
 
 def test_the_largest_scale_that_keeps_enough_is_taken(fresh, small, monkeypatch):
-    kept = iter([1.0, 0.99, 0.96, 0.5])
-    monkeypatch.setattr(scaling, "accuracy", lambda *_: next(kept))
+    retained = iter([1.0, 0.99, 0.96, 0.5])
+    monkeypatch.setattr(scaling, "accuracy", lambda *_: next(retained))
     result = unlearning.task_arithmetic(fresh("llama"), small.forget, small.retain, scales=(3.0, 1.0, 2.0), fit=SHORT)
     assert result.findings == {"scale": 2.0, "retain_accuracy": {"1": 0.99, "2": 0.96, "3": 0.5}}
 
@@ -101,13 +102,13 @@ def test_overlap_counts_the_grams_of_the_first_in_the_second():
 def test_what_is_known_by_heart_has_el_and_ma_of_one_and_el_is_of_free_continuations(taught, world):
     model, gold = taught("llama"), taught("llama", gold=True)
     rows = encode.rows(model.tokenizer, [(r.prompt, r.completion) for r in world.forget], "causal", 64)
-    known = forgetting.answers(model, world.forget)["extraction"]
-    for row, extraction in zip(rows[:6], known, strict=False):
-        found = memorisation.memorised(model, row, 2)
-        assert (found.ma == 1) == (extraction == 1)
-        if found.ma == 1:
-            assert found.el == 1
-    # Freely continued, a model that takes a wrong turn goes on wrong: EL falls further than MA does.
+    expected = forgetting.answers(model, world.forget)["extraction"]
+    for row, extraction in zip(rows[:6], expected, strict=False):
+        result = memorisation.memorised(model, row, 2)
+        assert (result.ma == 1) == (extraction == 1)
+        if result.ma == 1:
+            assert result.el == 1
+    # In free generation errors accumulate: EL falls further than MA does.
     strange = [memorisation.memorised(gold, r, 2) for r in rows]
     assert np.mean([s.el for s in strange]) < np.mean([s.ma for s in strange]) < 0.8
 
@@ -119,7 +120,7 @@ def test_kul_stops_at_what_unseen_text_is_known(arch, taught, world):
     result = unlearning.kul(start, world.forget[:8], world.holdout[:8], chunk=4, n=2, fit=fit)
     el, ma = result.findings["threshold"]
     assert result.findings["el"] <= el + 0.05 and result.findings["ma"] <= ma + 0.05
-    assert max(result.findings["steps"]) < 40  # neither chunk went to the end
+    assert max(result.findings["steps"]) < 40  # neither chunk was trained to the end
     free = unlearning.kul(start, world.forget[:8], fit=fit.replace(epochs=2))
     assert "no stop rule" in free.warnings[0]
 
@@ -141,7 +142,7 @@ def test_llmu_without_its_first_two_parts_does_not_move(fresh, small):
 
 
 def test_llmu_terms_are_means_over_their_own_tokens(fresh, small):
-    """Against the plain losses of the start model, all records in one batch."""
+    """Compared with the plain losses of the start model, all records in one batch."""
     start = fresh("llama")
     fit = Fit(lr=1e-3, steps=1, rows=len(small.forget))
     row = unlearning.llmu(start, small.forget, small.retain, fit=fit).history[0]
@@ -154,7 +155,7 @@ def test_llmu_terms_are_means_over_their_own_tokens(fresh, small):
 @pytest.mark.parametrize("way", ["llmu", "eul", "kga"])
 def test_optimisation_forgets_and_keeps(way, taught, world):
     start = taught("llama")
-    how = {
+    options = {
         "llmu": {"fit": Fit(lr=3e-4, steps=50, rows=10)},
         "eul": {"fit": Fit(lr=3e-3, steps=50, rows=10, lora=8)},
         "kga": {
@@ -162,7 +163,7 @@ def test_optimisation_forgets_and_keeps(way, taught, world):
             "fit": Fit(lr=5e-4, steps=60, rows=10),
         },
     }  # fmt: skip
-    result = getattr(unlearning, way)(start, world.forget, world.retain, **how[way])
+    result = getattr(unlearning, way)(start, world.forget, world.retain, **options[way])
     model = result.models["model"]
     assert probability(model, world.forget) < 0.6 * probability(start, world.forget)
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.15
@@ -170,9 +171,9 @@ def test_optimisation_forgets_and_keeps(way, taught, world):
 
 def test_kga_has_nothing_to_align_where_forget_is_the_new_data(fresh, small):
     fit = Fit(lr=1e-3, steps=1, rows=len(small.forget))
-    how = {"specialist_lr": 1e-2, "specialist_epochs": 3.0, "fit": fit}
-    result = unlearning.kga(fresh("llama"), small.forget, small.retain, small.forget, **how)
-    # The two specialists differ only by the order of their data, which the stream's name draws.
+    options = {"specialist_lr": 1e-2, "specialist_epochs": 3.0, "fit": fit}
+    result = unlearning.kga(fresh("llama"), small.forget, small.retain, small.forget, **options)
+    # The two specialists differ only by the order of their data, which is seeded by the stream's name.
     assert result.history[0]["keep"] == pytest.approx(0, abs=1e-6)
     assert result.history[0]["align"] < 0.1 * result.findings["gap_unseen"]
 
@@ -183,8 +184,8 @@ def test_kga_has_nothing_to_align_where_forget_is_the_new_data(fresh, small):
 def test_attribution_of_a_linear_probability_is_exact_for_any_number_of_steps():
     w, weight = torch.randn(2, 5, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
     for steps in (1, 7):
-        found = attribution.integrated_gradients(lambda x: (x * weight).sum(), w, steps)
-        torch.testing.assert_close(found, w * weight)
+        result = attribution.integrated_gradients(lambda x: (x * weight).sum(), w, steps)
+        torch.testing.assert_close(result, w * weight)
 
 
 @pytest.mark.parametrize("arch", EFFECTS)
@@ -193,15 +194,17 @@ def test_neurons_found_by_attribution_matter_more_than_any_others(arch, taught, 
     result = unlearning.depn(start, world.forget, neurons=30, steps=4, share=0.2)
     chosen = result.findings["neurons"]
     assert len(chosen) == 30
-    found = probability(result.models["model"], world.forget)
+    actual = probability(result.models["model"], world.forget)
     others = copy_of(start)
     with torch.no_grad():
         for k, (layer, neuron) in enumerate(chosen):
-            down = attribution.down_projections(others)[layer]
-            at = (neuron + 17 + k) % (down.in_features if isinstance(down, torch.nn.Linear) else len(down.weight))
-            (down.weight[:, at] if isinstance(down, torch.nn.Linear) else down.weight[at]).zero_()
+            projection = attribution.down_projections(others)[layer]
+            at = (neuron + 17 + k) % (
+                projection.in_features if isinstance(projection, torch.nn.Linear) else len(projection.weight)
+            )
+            (projection.weight[:, at] if isinstance(projection, torch.nn.Linear) else projection.weight[at]).zero_()
     before = probability(start, world.forget)
-    assert before - found > 2 * (before - probability(others, world.forget)) and found < before - 0.02
+    assert before - actual > 2 * (before - probability(others, world.forget)) and actual < before - 0.02
 
 
 def test_without_neurons_depn_changes_nothing(fresh, small):
@@ -221,12 +224,12 @@ def reviews(n, start=0):
 
 
 def reader():
-    """Answers as the same question was answered in the prompt, else evenly."""
+    """Repeats the answer that the prompt gives to the same question, else all are equally likely."""
 
     def logp(prompt, choice):
-        *shown, query = prompt.split("\n")
-        seen = [line.removeprefix(query).strip() for line in shown if line.startswith(query)]
-        return math.log(0.5 if not seen else 0.9 if seen[-1] == choice else 0.1)
+        *lines, query = prompt.split("\n")
+        answers = [line.removeprefix(query).strip() for line in lines if line.startswith(query)]
+        return math.log(0.5 if not answers else 0.9 if answers[-1] == choice else 0.1)
 
     return Scripted(write=lambda prompt, i: "", logp=logp)
 
@@ -243,20 +246,20 @@ def test_icul_shows_the_example_flipped_then_right_ones_and_never_the_question_i
     prompt = result.findings["prompt"]
     assert prompt.split("\n")[0] == "review 0: bad"
     lines = [p.split("\n") for p, _ in lm.asked if p.endswith("review 0:")]
-    told = next(line for line in lines if len(line) > 1)
-    assert told[0] == "review 0: bad" and len(told) == 1 + 3 + 1
-    right = {f"review {i}: {CLASSES[i % 2]}" for i in range(10, 18)}
-    assert set(told[1:-1]) <= right
-    for asked, _ in lm.asked:
-        *shown, last = asked.split("\n")
-        assert not any(line in right and line.startswith(last) for line in shown)
+    prompt_lines = next(line for line in lines if len(line) > 1)
+    assert prompt_lines[0] == "review 0: bad" and len(prompt_lines) == 1 + 3 + 1
+    examples = {f"review {i}: {CLASSES[i % 2]}" for i in range(10, 18)}
+    assert set(prompt_lines[1:-1]) <= examples
+    for query, _ in lm.asked:
+        *examples_shown, last = query.split("\n")
+        assert not any(line in examples and line.startswith(last) for line in examples_shown)
     assert result.metrics["forget_confidence"].after == pytest.approx(0.1)
     assert result.metrics["forget_confidence"].before == pytest.approx(0.5)
 
 
 def test_without_flip_the_label_shown_is_believed_and_random_flips_leave_it_alone():
-    kept = unlearning.icul(reader(), reviews(2), reviews(8, 10), flip="none")
-    assert kept.metrics["forget_confidence"].after == pytest.approx(0.9)
+    unflipped = unlearning.icul(reader(), reviews(2), reviews(8, 10), flip="none")
+    assert unflipped.metrics["forget_confidence"].after == pytest.approx(0.9)
     other = unlearning.icul(reader(), reviews(2), reviews(8, 10), flip="random")
     assert other.metrics["forget_confidence"].after == pytest.approx(0.5)
 
@@ -278,17 +281,17 @@ def test_a_guard_stands_before_every_question(fresh, small):
     assert len(result.predict(["hello", "you"])) == 2
 
 
-# --- side by side ------------------------------------------------------------------------------
+# --- all methods -------------------------------------------------------------------------------
 
 
 def test_the_survey_gives_the_way_that_balances_best(taught, world):
     start = taught("llama")
-    ways = ("graddiff", "whp", "task-arithmetic", "ext-sub")
-    result = unlearning.unlearning_survey(start, world.forget, world.retain, ways=ways, fit=SPECIALIST)
+    methods = ("graddiff", "whp", "task-arithmetic", "ext-sub")
+    result = unlearning.unlearning_survey(start, world.forget, world.retain, ways=methods, fit=SPECIALIST)
     rows = result.findings["ways"]
-    best = max(ways, key=lambda w: rows[w]["balance"])
+    best = max(methods, key=lambda w: rows[w]["balance"])
     assert result.findings["best"] == best and rows[best]["balance"] > rows["untouched"]["balance"] + 0.2
-    assert {rows[w]["class"] for w in ways} == {"optimisation", "merging"}
+    assert {rows[w]["class"] for w in methods} == {"optimisation", "merging"}
     assert result.models["model"] is not start
     assert probability(result.models["model"], world.forget) < probability(start, world.forget)
 
@@ -300,11 +303,11 @@ def test_every_way_of_the_survey_runs(way, fresh, small):
 
 
 def test_one_failing_way_does_not_stop_the_others_and_all_failing_is_told(fresh, small):
-    how = {"forget": small.forget[:3], "retain": small.retain, "fit": SHORT}
-    result = unlearning.unlearning_survey(fresh("t5"), **how, ways=("kul", "graddiff"))
+    options = {"forget": small.forget[:3], "retain": small.retain, "fit": SHORT}
+    result = unlearning.unlearning_survey(fresh("t5"), **options, ways=("kul", "graddiff"))
     assert "causal" in result.findings["ways"]["kul"]["error"] and result.findings["best"] == "graddiff"
     with pytest.raises(UserError, match="every way failed"):
-        unlearning.unlearning_survey(fresh("t5"), **how, ways=("kul",))
+        unlearning.unlearning_survey(fresh("t5"), **options, ways=("kul",))
     with pytest.raises(UserError, match="magic"):
         unlearning.unlearning_survey(fresh("llama"), small.forget, small.retain, ways=("magic",))
     with pytest.raises(UserError, match="too few"):
@@ -312,7 +315,7 @@ def test_one_failing_way_does_not_stop_the_others_and_all_failing_is_told(fresh,
 
 
 def test_the_claim_runs_every_way():
-    ways = {n.partition(".")[2].replace("-", "_") for n in catalogue.read() if n.startswith("unlearning-survey.")}
+    methods = {n.partition(".")[2].replace("-", "_") for n in catalogue.read() if n.startswith("unlearning-survey.")}
     code = ast.walk(ast.parse(inspect.getsource(unlearning_survey)))
-    asked = {n.attr for n in code if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "unlearning"}
-    assert ways and not ways - asked
+    called = {n.attr for n in code if isinstance(n, ast.Attribute) and ast.unparse(n.value) == "unlearning"}
+    assert methods and not methods - called

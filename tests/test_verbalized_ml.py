@@ -1,4 +1,4 @@
-"""Verbalized machine learning: the loop with scripted models (named so), parsing, the gate, and scikit-learn's side."""
+"""Verbalized machine learning: the loop with scripted models, parsing, the gate, and comparison with scikit-learn."""
 
 import dataclasses
 
@@ -38,7 +38,7 @@ def optimisations(lm):
 
 
 class Fixed(Scripted):
-    """Says the same descriptions whatever it sees, and reads outputs as told."""
+    """Returns the same descriptions for any input, and predicts as scripted."""
 
     def __init__(self, texts):
         super().__init__(least_squares)
@@ -52,17 +52,17 @@ class Fixed(Scripted):
 
 
 def test_a_line_is_learnt_in_one_step():
-    found = model().fit(X, Y)
-    a, b = scripted.line(found.theta_)
-    assert (round(a, 9), round(b, 9)) == (3, 4) and found.theta_.startswith("Find the rule. y = ")
-    assert found.predict(X).tolist() == Y and found.score(X, Y) == 1
-    assert found.steps_[0].loss == np.mean(np.square(Y)) and found.steps_[0].theta == "Find the rule."
+    fitted = model().fit(X, Y)
+    a, b = scripted.line(fitted.theta_)
+    assert (round(a, 9), round(b, 9)) == (3, 4) and fitted.theta_.startswith("Find the rule. y = ")
+    assert fitted.predict(X).tolist() == Y and fitted.score(X, Y) == 1
+    assert fitted.steps_[0].loss == np.mean(np.square(Y)) and fitted.steps_[0].theta == "Find the rule."
 
 
 @pytest.mark.parametrize(("n", "batch", "epochs"), [(7, 3, 2), (6, 3, 1), (5, 0, 3), (4, 10, 1)])
 def test_calls_of_an_epoch_are_examples_and_batches(n, batch, epochs):
-    found = model(batch=batch, epochs=epochs).fit(np.arange(n), np.arange(n))
-    roles = found.asker_.findings()["calls_by_role"]
+    fitted = model(batch=batch, epochs=epochs).fit(np.arange(n), np.arange(n))
+    roles = fitted.asker_.findings()["calls_by_role"]
     assert roles == {"learner": epochs * n, "optimiser": epochs * -(-n // (batch or n))}
 
 
@@ -70,37 +70,37 @@ def test_calls_of_an_epoch_are_examples_and_batches(n, batch, epochs):
 def test_the_optimiser_remembers_so_many_steps(memory):
     lm = Scripted(gradient_step)
     model(lm=lm, memory=memory, epochs=4).fit(X, Y)
-    asked = optimisations(lm)
-    assert [len(p.turns) for p in asked] == [1 + 2 * min(memory, step) + 1 for step in range(4)]
+    requests = optimisations(lm)
+    assert [len(p.turns) for p in requests] == [1 + 2 * min(memory, step) + 1 for step in range(4)]
     if memory:
-        assert asked[3].turns[-3]["content"] == asked[2].turns[-1]["content"]
-        assert asked[3].turns[-2]["content"].startswith("Reasoning:")
+        assert requests[3].turns[-3]["content"] == requests[2].turns[-1]["content"]
+        assert requests[3].turns[-2]["content"].startswith("Reasoning:")
 
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_an_optimiser_that_changes_nothing_keeps_the_loss(prefix):
     lm = Fixed([f"{DESCRIPTIONS} y = 1.0 * x + 1.0"])
-    found = model(lm=lm, epochs=4, prefix=prefix).fit(X, Y)
-    losses = [step.loss for step in found.steps_]
+    fitted = model(lm=lm, epochs=4, prefix=prefix).fit(X, Y)
+    losses = [step.loss for step in fitted.steps_]
     assert losses[1] == losses[2] == losses[3]
-    wanted = "Find the rule. y = 1.0 * x + 1.0" if prefix else "y = 1.0 * x + 1.0"
-    assert {step.theta for step in found.steps_[1:]} | {found.theta_} == {wanted}
+    expected = "Find the rule. y = 1.0 * x + 1.0" if prefix else "y = 1.0 * x + 1.0"
+    assert {step.theta for step in fitted.steps_[1:]} | {fitted.theta_} == {expected}
 
 
 def test_stochastic_steps_are_those_of_numeric_descent_digit_by_digit():
-    draw = np.random.default_rng(3)
-    x = np.round(draw.uniform(0, 2, 20), 2)
-    y = np.round(4 + 3 * x + 0.1 * draw.standard_normal(20), 2)
+    rng = np.random.default_rng(3)
+    x = np.round(rng.uniform(0, 2, 20), 2)
+    y = np.round(4 + 3 * x + 0.1 * rng.standard_normal(20), 2)
     lm = Scripted(gradient_step)
-    found = model(lm=lm, batch=5, epochs=2).fit(x, y)
+    fitted = model(lm=lm, batch=5, epochs=2).fit(x, y)
     a = b = 0.0
     for prompt in optimisations(lm):
         text = prompt.turns[-1]["content"]
         bx, _, by = (scripted.numbers(scripted.section(text, part)) for part in scripted.PARTS)
-        error = np.round(a * bx + b, 2) - by  # what the learner says has two decimals
+        error = np.round(a * bx + b, 2) - by  # the learner's outputs have two decimals
         a, b = float(a - 0.1 * 2 * (error * bx).mean()), float(b - 0.1 * 2 * error.mean())
-    assert scripted.line(found.theta_) == (a, b) and len(found.steps_) == 8
-    assert found.steps_[-1].loss < found.steps_[0].loss / 5
+    assert scripted.line(fitted.theta_) == (a, b) and len(fitted.steps_) == 8
+    assert fitted.steps_[-1].loss < fitted.steps_[0].loss / 5
 
 
 def test_a_full_batch_in_another_order_only_reorders_the_prompt():
@@ -120,20 +120,20 @@ def test_the_gate_takes_only_what_is_better_on_examples_kept_back():
     gated = model(lm=Fixed(texts), epochs=4, accept=True, validation=0.25).fit(x, 3 * x + 4)
     assert free.theta_.endswith("y = 1.0 * x + 4.0") and gated.theta_.endswith("y = 3.0 * x + 4.0")
     assert [step.accepted for step in gated.steps_] == [True, False, True, False]
-    kept = [step.validation for step in gated.steps_]
-    assert kept == sorted(kept, reverse=True) and kept[-1] < 1e-4
+    losses = [step.validation for step in gated.steps_]
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-4
     assert len(gated.kept_) == 5
-    shown = [scripted.numbers(scripted.section(p.turns[-1]["content"], "Inputs")) for p in optimisations(gated.lm)]
+    inputs = [scripted.numbers(scripted.section(p.turns[-1]["content"], "Inputs")) for p in optimisations(gated.lm)]
     kept_back = {float(gated.inputs_[i]) for i in gated.kept_}
-    assert not kept_back & {float(v) for values in shown for v in values}
+    assert not kept_back & {float(v) for values in inputs for v in values}
     with pytest.raises(UserError, match="which is 0"):
         model(accept=True).fit(X[:2], Y[:2])
 
 
 def test_the_best_of_several_candidates_is_taken():
     texts = [f"{DESCRIPTIONS} y = {a} * x + 4.0" for a in (2.0, 3.0, 9.0)]
-    found = model(lm=Fixed(texts), candidates=3, validation=0.0).fit(X, Y)
-    assert found.theta_.endswith("y = 3.0 * x + 4.0")
+    fitted = model(lm=Fixed(texts), candidates=3, validation=0.0).fit(X, Y)
+    assert fitted.theta_.endswith("y = 3.0 * x + 4.0")
 
 
 def test_a_prior_stays_in_front_and_without_the_prefix_it_goes():
@@ -158,11 +158,11 @@ def test_inputs_outputs_and_targets_stand_where_they_belong():
         "[0.00, 1.00, 2.00]", "[0.00, 1.00, 2.00]", "[4.00, 7.00, 10.00]",
     ]  # fmt: skip
     assert scripted.section(text, "The loss") == f"{np.mean(np.square(np.array(Y) - X)):.4f}"
-    places = [
+    positions = [
         text.index(t)
         for t in ("# Optimization", "## Inputs", "## Current", "## The model", "## The target", "New Pattern")
     ]
-    assert places == sorted(places)
+    assert positions == sorted(positions)
 
 
 @pytest.mark.parametrize(
@@ -189,25 +189,27 @@ def test_labels_are_read_whole_and_only_those_that_exist():
         and targets.usual == "cat"
         and targets.form(FULL) == "one of Dog, cat, in the form of the input"
     )
-    said = {"Output: [dog]": "Dog", "Output: cat.": "cat", "Output: catfish": None, "cat": None}
-    assert {reply: targets.read(reply, FULL) for reply in said} == said
+    outputs = {"Output: [dog]": "Dog", "Output: cat.": "cat", "Output: catfish": None, "cat": None}
+    assert {reply: targets.read(reply, FULL) for reply in outputs} == outputs
     assert targets.read(" Dog ", TERSE) == "Dog" and targets.loss(["cat", None, "Dog"], [0, 1, 2]) == (2 / 3, 1)
 
 
 def test_an_unreadable_output_is_asked_again_so_often_and_then_the_mean_stands_for_it():
     lm = Fixed(["no descriptions"])
     lm._answer = lambda prompt: "no output" if prompt.startswith("# Inf") else "no descriptions"
-    found = VerbalModel(lm, learning=Learning(batch=0, epochs=1), asking=dataclasses.replace(ASKING, tries=2)).fit(X, Y)
-    assert found.asker_.findings()["calls"] == 2 * 3 + 2 and found.steps_[0].unread == 3
-    assert found.steps_[0].loss == np.var(Y) and not found.steps_[0].accepted
-    assert found.predict([5.0]).tolist() == [7.0]
+    fitted = VerbalModel(lm, learning=Learning(batch=0, epochs=1), asking=dataclasses.replace(ASKING, tries=2)).fit(
+        X, Y
+    )
+    assert fitted.asker_.findings()["calls"] == 2 * 3 + 2 and fitted.steps_[0].unread == 3
+    assert fitted.steps_[0].loss == np.var(Y) and not fitted.steps_[0].accepted
+    assert fitted.predict([5.0]).tolist() == [7.0]
 
 
 def test_a_budget_ends_with_the_text_so_far():
-    found = VerbalModel(
+    fitted = VerbalModel(
         Scripted(least_squares), learning=Learning(batch=0, epochs=9), asking=dataclasses.replace(ASKING, calls=6)
     ).fit(X, Y)
-    assert found.asker_.ended and len(found.steps_) == 1 and scripted.line(found.theta_)[0] == pytest.approx(3)
+    assert fitted.asker_.ended and len(fitted.steps_) == 1 and scripted.line(fitted.theta_)[0] == pytest.approx(3)
 
 
 def test_it_is_a_scikit_learn_estimator():
@@ -224,9 +226,9 @@ def test_it_is_a_scikit_learn_estimator():
 
 def test_the_method_gives_the_text_its_history_and_predictions():
     train = [Demo(prompt=f"{x:.2f}", completion=f"{y:.2f}") for x, y in zip(X, Y, strict=True)]
-    asked = [Demo(prompt="3.00", completion="13.00"), Demo(prompt="4.00", completion="")]
-    lm = Scripted(least_squares, slips=0.5)  # it says half too much, whatever the text
-    result = verbalized_ml(lm, train, asked, learning=Learning(batch=0, epochs=2), asking=ASKING)
+    questions = [Demo(prompt="3.00", completion="13.00"), Demo(prompt="4.00", completion="")]
+    lm = Scripted(least_squares, slips=0.5)  # its predictions are .5 too high, whatever the text
+    result = verbalized_ml(lm, train, questions, learning=Learning(batch=0, epochs=2), asking=ASKING)
     assert [r.extra["prediction"] for r in result.records] == ["13.50", "16.50"]
     assert result.predict(["3.00"]) == ["13.50"] and result.findings["calls"] == 2 * (3 + 1) + 2
     assert result.findings["by_code"] < 1e-20 and result.findings["loss_last"] == pytest.approx(0.25)
@@ -243,8 +245,10 @@ def test_the_measure_of_values_is_relative_to_their_mean():
         return value.answers(lambda prompts: answers, scoring)
 
     assert scored(["2", "2", "2"], ["1", "2", "3"])["value"].value == pytest.approx(1)
-    found = scored(["Output: 1.0", "no number", "4"], ["1", "2", "3"])
-    assert found["value"].values == pytest.approx((0, 0, 1.5)) and found["rmse"].value == pytest.approx((1 / 3) ** 0.5)
+    result = scored(["Output: 1.0", "no number", "4"], ["1", "2", "3"])
+    assert result["value"].values == pytest.approx((0, 0, 1.5)) and result["rmse"].value == pytest.approx(
+        (1 / 3) ** 0.5
+    )
     assert scored(["cat", " dog"], ["cat", "cow"])["value"].value == 0.5
     assert scored(["5", "5"], ["5", "5"])["value"].value == 0
 
@@ -259,8 +263,10 @@ def test_another_model_rewrites_with_the_same_budget():
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 def test_local_models_of_two_architectures(arch):
     train = [Demo(prompt=str(x), completion=str(y)) for x, y in zip(X, Y, strict=True)]
-    how = Learning(batch=0, epochs=1, words="terse", decimals=0)
-    result = verbalized_ml(brief(tiny(arch)), train, train, learning=how, asking=ask.Asking(max_new_tokens=6, tries=2))
+    learning = Learning(batch=0, epochs=1, words="terse", decimals=0)
+    result = verbalized_ml(
+        brief(tiny(arch)), train, train, learning=learning, asking=ask.Asking(max_new_tokens=6, tries=2)
+    )
     assert len(result.records) == 3 and all(float(r.extra["prediction"]) is not None for r in result.records)
 
 
@@ -268,12 +274,12 @@ def test_a_server_serves(tmp_path):
     server = Small(tmp_path)
     try:
         train = [Demo(prompt=str(x), completion=str(y)) for x, y in zip(X, Y, strict=True)]
-        how = Learning(batch=0, epochs=1, words="terse")
+        learning = Learning(batch=0, epochs=1, words="terse")
         result = verbalized_ml(
             remote.connect(server.url, cache=False),
             train,
             train,
-            learning=how,
+            learning=learning,
             asking=ask.Asking(max_new_tokens=4, tries=1),
         )
         assert result.findings["calls"] >= 3 and len(result.records) == 3

@@ -1,4 +1,4 @@
-"""Which texts to label: known answers of the votes, the loop a person stops and resumes, what stands in a prompt."""
+"""Which texts to label: known answers of the votes, a labelling loop that is stopped and resumed, and the prompts."""
 
 import json
 
@@ -22,20 +22,20 @@ def points(n, seed=0, d=8, clusters=6):
     return retrieval.unit(centres[rng.integers(clusters, size=n)] + rng.normal(size=(n, d)))
 
 
-def published(vectors, k, most, rho):
-    """Votes counted anew for every pick, as the paper has it."""
+def published(vectors, k, budget, rho):
+    """The paper's algorithm: recount the votes for every pick."""
     n = len(vectors)
     near = [[u for u in np.argsort(-(vectors @ vectors[v]), kind="stable") if u != v][:k] for v in range(n)]
-    taken = []
-    while len(taken) < most:
-        score = {u: 0.0 for u in range(n) if u not in taken}
-        for v in set(range(n)) - set(taken):
+    selected = []
+    while len(selected) < budget:
+        score = {u: 0.0 for u in range(n) if u not in selected}
+        for v in set(range(n)) - set(selected):
             for u in near[v]:
                 if u in score:
-                    score[u] += rho ** -sum(x in near[v] for x in taken)
+                    score[u] += rho ** -sum(x in near[v] for x in selected)
         top = max(score.values())
-        taken.append(next(u for u in score if score[u] >= top - 1e-9))
-    return taken
+        selected.append(next(u for u in score if score[u] >= top - 1e-9))
+    return selected
 
 
 @given(st.integers(0, 10**6), st.integers(1, 9), st.sampled_from([1.0, 2.0, 10.0]))
@@ -54,11 +54,11 @@ def test_votes_add_up_and_a_pick_divides_those_of_its_voters():
     voters = (graph == first).any(1)
     voters[first] = False
     assert np.allclose(votes.weight[voters], 0.1) and (votes.weight[~voters] == 1).all()
-    wanted = np.zeros(60)
+    expected = np.zeros(60)
     for v in range(60):
         if v != first:
-            wanted[graph[v]] += votes.weight[v]
-    assert np.allclose(votes.scores[:60], wanted)
+            expected[graph[v]] += votes.weight[v]
+    assert np.allclose(votes.scores[:60], expected)
 
 
 def test_two_far_clusters_take_turns_and_names_do_not_matter():
@@ -79,7 +79,7 @@ def test_a_text_without_voters_can_be_taken_and_more_than_there_are_are_all():
     assert annotation.voted(graph, 9) == [0, 1, 2, 3]
     assert annotation.voted(annotation.neighbours(points(1)), 3) == [0]
     twins = retrieval.unit(np.ones((5, 3)))
-    assert (annotation.neighbours(twins, 2) != np.arange(5)[:, None]).all()  # none is its own neighbour
+    assert (annotation.neighbours(twins, 2) != np.arange(5)[:, None]).all()  # no text is its own neighbour
 
 
 def test_a_bucket_gives_one_and_the_most_confident_tenth_none():
@@ -91,7 +91,7 @@ def test_a_bucket_gives_one_and_the_most_confident_tenth_none():
     size = int(0.9 * 100 / 18)
     assert [order.index(i) // size for i in chosen[2:]] == list(range(18))
     everything = annotation.voted_in_buckets(graph, first, confidence, 100)
-    assert sorted(everything) == list(range(100))  # buckets of none: the rest at random
+    assert sorted(everything) == list(range(100))  # empty buckets: the rest at random
 
 
 def test_facility_location_starts_at_the_medoid_and_is_greedy():
@@ -104,8 +104,8 @@ def test_facility_location_starts_at_the_medoid_and_is_greedy():
         gains = (near - best).clip(0).sum(1)
         assert gains[item] == pytest.approx(gains.max())
         best = np.maximum(best, near[item])
-    far = annotation.diverse(vectors, 4, 0)
-    assert len(set(far)) == 4 and near[far[0], far[1]] == pytest.approx(near[far[0]].min())
+    selected = annotation.diverse(vectors, 4, 0)
+    assert len(set(selected)) == 4 and near[selected[0], selected[1]] == pytest.approx(near[selected[0]].min())
 
 
 # --- the loop --------------------------------------------------------------------------------
@@ -126,18 +126,18 @@ def test_labelling_stops_and_goes_on_to_what_a_pool_that_labels_itself_gives(sel
     whole = prompting.vote_k(Reader(), pool, test=test, **options)
     truth, labels, rounds = {t.text: t.extra["completion"] for t in pool}, [], 0
     while True:
-        got = prompting.vote_k(Reader(), bare(pool), labels, test, **options)
-        waiting = [r for r in got.records if not r.completion]
+        actual = prompting.vote_k(Reader(), bare(pool), labels, test, **options)
+        waiting = [r for r in actual.records if not r.completion]
         if not waiting:
             break
-        assert not got.findings["complete"] and "to be labelled" in "".join(got.warnings)
+        assert not actual.findings["complete"] and "to be labelled" in "".join(actual.warnings)
         half = waiting[: max(1, len(waiting) // 2)]  # a person stops in the middle of a batch
         labels += [Demo(prompt=r.prompt, completion=truth[r.prompt], choices=r.choices) for r in half]
         rounds += 1
-    assert rounds > 1 and got.findings["complete"] and whole.findings["complete"]
-    assert got.findings["selected"] == whole.findings["selected"]
-    asked = [d.prompt for d in test]
-    assert got.predict(asked) == whole.predict(asked)
+    assert rounds > 1 and actual.findings["complete"] and whole.findings["complete"]
+    assert actual.findings["selected"] == whole.findings["selected"]
+    questions = [d.prompt for d in test]
+    assert actual.predict(questions) == whole.predict(questions)
 
 
 def test_a_label_of_another_pool_or_two_for_one_text_is_told():
@@ -151,8 +151,8 @@ def test_a_label_of_another_pool_or_two_for_one_text_is_told():
 
 def test_the_most_similar_stands_last_none_is_the_question_and_the_budget_of_tokens_holds():
     pool = [Text(text=t, extra={"completion": "x"}) for t in ("a b c d", "a b z z", "a q q q", "a b c")]
-    seen = []
-    lm = Scripted(logp=lambda p, c: (seen.append(p), -1.0)[1], write=lambda p, i: "x")
+    recorded = []
+    lm = Scripted(logp=lambda p, c: (recorded.append(p), -1.0)[1], write=lambda p, i: "x")
     prompting.vote_k(lm, pool, test=[Demo(prompt="a b c", completion="x")], budget=4, select="fast_votek")
     assert lm.asked == ["a q q q x\n\na b z z x\n\na b c d x\n\na b c"]
     lm = Scripted(write=lambda p, i: "x")
@@ -174,19 +174,19 @@ def test_where_the_models_budget_ends_the_selection_so_far_stands():
 def test_on_the_command_line_the_file_of_what_to_label_is_the_file_of_labels(taught, world_files, capsys):
     root = world_files
     taught("llama").save(root / "model")
-    words = ["run", "vote-k", "--model", str(root / "model"), "--pool", str(root / "pool.jsonl"), "--budget", "4"]
-    words += ["--first", "2", "--choices", "red", "blue", "green", "--separator", "\\n"]
-    assert cli.main([*words, "--out", str(root / "one")]) == 0, capsys.readouterr().err
+    command = ["run", "vote-k", "--model", str(root / "model"), "--pool", str(root / "pool.jsonl"), "--budget", "4"]
+    command += ["--first", "2", "--choices", "red", "blue", "green", "--separator", "\\n"]
+    assert cli.main([*command, "--out", str(root / "one")]) == 0, capsys.readouterr().err
     rows = [json.loads(line) for line in (root / "one" / "records.jsonl").read_text().splitlines()]
     assert [r["completion"] for r in rows] == ["", ""]
     for r in rows:
         r["completion"] = "red"
     (root / "labels.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert cli.main([*words, "--labels", str(root / "labels.jsonl"), "--out", str(root / "two")]) == 0
+    assert cli.main([*command, "--labels", str(root / "labels.jsonl"), "--out", str(root / "two")]) == 0
     rows = [json.loads(line) for line in (root / "two" / "records.jsonl").read_text().splitlines()]
     assert [r["completion"] for r in rows] == ["red", "red", "", ""] and rows[2]["confidence"] < 0
-    # handed back as it is, half filled in: what is empty is not labelled
-    again = [*words, "--labels", str(root / "two" / "records.jsonl"), "--out", str(root / "three")]
+    # returned half filled in: empty labels are not labelled
+    again = [*command, "--labels", str(root / "two" / "records.jsonl"), "--out", str(root / "three")]
     assert cli.main(again) == 0, capsys.readouterr().err
 
 
@@ -200,9 +200,9 @@ def world_files(tmp_path):
 def test_an_index_finds_most_neighbours_and_never_oneself():
     pytest.importorskip("faiss", reason="pip install didact[index]")
     vectors = points(1500, 7, 16, 20).astype(np.float32)
-    exact, found = (annotation.neighbours(vectors, 10, approximate) for approximate in (False, True))
-    assert found.shape == exact.shape and (found != np.arange(1500)[:, None]).all()
-    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(exact, found, strict=True)]) > 0.8
-    assert all(len({*row[row >= 0]}) == (row >= 0).sum() for row in found)
+    exact, result = (annotation.neighbours(vectors, 10, approximate) for approximate in (False, True))
+    assert result.shape == exact.shape and (result != np.arange(1500)[:, None]).all()
+    assert np.mean([len({*a} & {*b}) / 10 for a, b in zip(exact, result, strict=True)]) > 0.8
+    assert all(len({*row[row >= 0]}) == (row >= 0).sum() for row in result)
     with pytest.raises(UserError, match="TF-IDF"):
         annotation.neighbours(retrieval.TfIdf(["a b", "b c", "c"])(["a", "b", "c"]), 1, approximate=True)

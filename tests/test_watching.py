@@ -1,4 +1,4 @@
-"""Scores while a model is trained, and the best step's model as the result."""
+"""Scores during training, and the best step's model as the result."""
 
 import pytest
 import torch
@@ -25,12 +25,12 @@ class Dot(torch.nn.Module):
 
 
 def trained(folder, scores, lower=False, keep=True, hooks=()):
-    """Four steps of a module that moves at each, scored by what `scores` says of its steps: the step it ends at."""
-    module, seen = Dot(), []
+    """Train for four steps with these scores; return the step whose weights are kept, and the logged scores."""
+    module, weights = Dot(), []
 
     def score(model):
-        seen.append(model.module.w.detach().clone())
-        return {"x": Measure(scores[round(float(10 * seen[-1][0, 0])) - 1], 1, "lower" if lower else "higher")}
+        weights.append(model.module.w.detach().clone())
+        return {"x": Measure(scores[round(float(10 * weights[-1][0, 0])) - 1], 1, "lower" if lower else "higher")}
 
     watch = Watch(1, USED, score, Model(Dot()), folder if keep else None)
     fit = Fit(lr=0.1, schedule="constant", optimizer="sgd", clip=0.0, folder=str(folder), save_every=1)
@@ -47,8 +47,8 @@ def trained(folder, scores, lower=False, keep=True, hooks=()):
      ((1, 3, 3, 0), False, True, 2), ((1, 3, 2, 0), False, False, 4)],
 )  # fmt: skip
 def test_the_result_is_the_model_of_the_best_step(scores, lower, keep, step, tmp_path, capsys):
-    found, curve = trained(tmp_path, scores, lower, keep)
-    assert found == pytest.approx(step) and curve == list(scores)
+    best_step, curve = trained(tmp_path, scores, lower, keep)
+    assert best_step == pytest.approx(step) and curve == list(scores)
     assert (f"the model of step {step}" in capsys.readouterr().err) == (keep and step < 4)
 
 
@@ -61,10 +61,10 @@ def test_a_killed_run_knows_its_best_step(tmp_path):
 
     for _ in range(2):
         try:
-            found, curve = trained(tmp_path, (1, 3, 2, 0), hooks=[Halt()])
+            step, curve = trained(tmp_path, (1, 3, 2, 0), hooks=[Halt()])
         except KeyboardInterrupt:
             continue
-    assert found == pytest.approx(2) and curve == [1, 3, 2, 0]
+    assert step == pytest.approx(2) and curve == [1, 3, 2, 0]
 
 
 def test_a_run_is_scored_on_the_way_off_the_meter(taught, world, tmp_path, capsys):
@@ -73,29 +73,29 @@ def test_a_run_is_scored_on_the_way_off_the_meter(taught, world, tmp_path, capsy
     taught("llama").save(tmp_path / "model")
     data = tmp_path / "d.jsonl"
     data.write_text("".join(json.dumps(as_row(r)) + "\n" for r in world.retain))
-    words = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", str(data), "--steps=3", "--lr=1e-3"]
-    told = []
-    for name, more in (("a", ["--evaluate-every=2", "--keep-best"]), ("b", [])):
-        assert cli.main([*words, "--out", str(tmp_path / name), *more]) == 0
-        told.append(read_json(tmp_path / name / "result.json"))
-    assert told[0]["cost"]["tokens"] == told[1]["cost"]["tokens"] > 0
+    command = ["run", "sft", "--model", str(tmp_path / "model"), "--demos", str(data), "--steps=3", "--lr=1e-3"]
+    messages = []
+    for name, extra in (("a", ["--evaluate-every=2", "--keep-best"]), ("b", [])):
+        assert cli.main([*command, "--out", str(tmp_path / name), *extra]) == 0
+        messages.append(read_json(tmp_path / name / "result.json"))
+    assert messages[0]["cost"]["tokens"] == messages[1]["cost"]["tokens"] > 0
     rows = [json.loads(line) for line in (tmp_path / "a/history.jsonl").read_text().splitlines()]
     assert ["held_out_token_accuracy" in row for row in rows] == [False, True, True]
     assert "held out token accuracy" in (tmp_path / "a/report.html").read_text()
-    for bad, why in (
+    for bad, reason in (
         (["--keep-best"], "--keep-best needs --evaluate-every N"),
         (["--evaluate-every=0"], "1 or more"),
     ):
-        assert cli.main([*words, "--out", str(tmp_path / "c"), *bad]) == 2 and why in capsys.readouterr().err
+        assert cli.main([*command, "--out", str(tmp_path / "c"), *bad]) == 2 and reason in capsys.readouterr().err
 
 
 def test_final_answers_and_choices_lead_where_they_were_asked_for():
-    found = dict.fromkeys(("x", "accuracy", "final_answer"), Measure(0.0, 1))
+    result = dict.fromkeys(("x", "accuracy", "final_answer"), Measure(0.0, 1))
     assert (
-        leading(USED, found) == "final_answer"
-        and leading(USED, {"x": found["x"], "accuracy": found["x"]}) == "accuracy"
+        leading(USED, result) == "final_answer"
+        and leading(USED, {"x": result["x"], "accuracy": result["x"]}) == "accuracy"
     )
-    assert leading(USED, {"x": found["x"]}) == "x" and leading(USED, {}) is None
+    assert leading(USED, {"x": result["x"]}) == "x" and leading(USED, {}) is None
     assert leading(USED, {"kl": Measure(0.0, 1), "y": Measure(0.0, 1, "lower")}) == "y"
 
 
@@ -114,12 +114,12 @@ def test_nothing_is_counted_inside_unmetered(fresh):
 
 
 def test_adapters_go_where_they_are_told_with_dropout_and_dora(fresh, world, tmp_path):
-    how = Fit(lr=1e-3, steps=2, rows=4, lora=2, lora_targets=("q_proj", "v_proj"), lora_dropout=0.1, dora=True)
-    model = baselines.sft(fresh("llama"), world.retain, fit=how).models["model"]
+    fit = Fit(lr=1e-3, steps=2, rows=4, lora=2, lora_targets=("q_proj", "v_proj"), lora_dropout=0.1, dora=True)
+    model = baselines.sft(fresh("llama"), world.retain, fit=fit).models["model"]
     config = model.module.active_peft_config
     assert set(config.target_modules) == {"q_proj", "v_proj"} and config.use_dora and config.lora_dropout == 0.1
     with pytest.raises(UserError, match="LoRA cannot be put on this model"):
-        baselines.sft(fresh("llama"), world.retain, fit=how.replace(lora_targets=("nothing",)))
+        baselines.sft(fresh("llama"), world.retain, fit=fit.replace(lora_targets=("nothing",)))
     with pytest.raises(UserError, match="dora = True: goes with lora, the rank"):
         Fit(dora=True)
 

@@ -1,4 +1,4 @@
-"""Who's Harry Potter: dictionary, translation, alignment, generic labels, and what a model forgets by them."""
+"""Who's Harry Potter: dictionary, translation, alignment, generic labels, and the forgetting they cause."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from didact.objectives import tokens
 from didact.types import Demo, Fit, Parallel, Text, UserError
 from didact.worlds import books
 
-# Found on seed 1 of the world; the tests use seed 0.
+# Tuned on seed 1 of the world; the tests use seed 0.
 FOUND = {"reinforce_lr": 1e-4, "reinforce_epochs": 2.0, "fit": Fit(lr=5e-4, steps=60, rows=16)}
 SHORT = {"reinforce_lr": 1e-3, "reinforce_epochs": 1.0, "fit": Fit(lr=1e-3, steps=2, rows=4)}
 TARGET = [Text(text="Harry rode to Hogwarts. There Harry met Ron."), Text(text="Ron likes Hogwarts.")]
@@ -36,7 +36,7 @@ def test_generic_logits_take_off_what_rose():
     five = tokens.generic_logits(base, base, reinforced, alpha=5.0, normalise="raw")
     assert one.tolist() == [[1, 1, 0]] and five.tolist() == [[-3, 1, 0]]
     plain = tokens.generic_logits(base, base, reinforced, alpha=1.0, relu=False, normalise="raw")
-    assert plain.tolist() == [[1, 1.5, 0]]  # without the relu a token that merely fell is lifted
+    assert plain.tolist() == [[1, 1.5, 0]]  # without the relu a token that only fell would be raised
 
 
 def test_a_constant_on_the_reinforced_logits_changes_raw_labels_and_no_others():
@@ -53,10 +53,10 @@ def test_generic_logits_never_rise_and_stay_where_reinforcement_did_not_lift(val
     v = tokens.generic_logits(base, base, reinforced, alpha, normalise="raw")
     assert (v <= base).all()
     assert torch.equal(v[reinforced <= base], base[reinforced <= base])
-    far = tokens.generic_logits(base, base, reinforced, 1e9, normalise="raw")
+    extreme = tokens.generic_logits(base, base, reinforced, 1e9, normalise="raw")
     if (reinforced <= base).any() and (reinforced - base).abs().min() > 1e-3:
         spared = torch.where(reinforced <= base, base, -torch.inf)
-        assert far.argmax() == spared.argmax()
+        assert extreme.argmax() == spared.argmax()
 
 
 def test_labels_of_none_count_for_nothing():
@@ -65,32 +65,32 @@ def test_labels_of_none_count_for_nothing():
     loss = tokens.labelled(logits, target, label=label)
     assert loss[1] == 0
     torch.testing.assert_close(loss[[0, 2]], -logits.log_softmax(-1)[[0, 2], [4, 2]])
-    kept = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
-    assert tokens.softly_labelled(logits, target, goal=logits + 3, kept=kept).abs().max() < 1e-12
+    mask = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64)
+    assert tokens.softly_labelled(logits, target, goal=logits + 3, kept=mask).abs().max() < 1e-12
 
 
 # --- translation and alignment ---------------------------------------------------------------
 
 
 def test_translation_takes_the_longest_anchor_in_any_case_and_whole_words_only():
-    given_ = {"Harry": "Jon", "Harry Potter": "Jon Smith"}
-    told = dictionary.translate("Harry Potter, HARRY's and harry of Harryville", given_)
-    assert told.text == "Jon Smith, JON's and jon of Harryville"
-    assert [r.term for r in told.replaced] == ["Harry Potter", "Harry", "Harry"]
+    anchors = {"Harry": "Jon", "Harry Potter": "Jon Smith"}
+    translation = dictionary.translate("Harry Potter, HARRY's and harry of Harryville", anchors)
+    assert translation.text == "Jon Smith, JON's and jon of Harryville"
+    assert [r.term for r in translation.replaced] == ["Harry Potter", "Harry", "Harry"]
 
 
 def test_places_map_outside_anchors_and_inside_only_where_both_begin_alike():
-    told = dictionary.translate("to Hogwarts by", {"Hogwarts": "Hogsmeade Inn"})
-    assert told.text == "to Hogsmeade Inn by"
-    assert [told.place(k) for k in (0, 3, 6, 7, 11, 13)] == [0, 3, 6, None, 16, 18]
+    translation = dictionary.translate("to Hogwarts by", {"Hogwarts": "Hogsmeade Inn"})
+    assert translation.text == "to Hogsmeade Inn by"
+    assert [translation.place(k) for k in (0, 3, 6, 7, 11, 13)] == [0, 3, 6, None, 16, 18]
 
 
 @given(st.text("abAB .é", max_size=40))
 def test_every_clean_place_has_the_same_letter_in_both_texts(text):
-    told = dictionary.translate(text, {"a": "bb", "AB": "x", "é": "eé"})
-    inside = {k for r in told.replaced for k in range(r.first, r.last)}
+    translation = dictionary.translate(text, {"a": "bb", "AB": "x", "é": "eé"})
+    inside = {k for r in translation.replaced for k in range(r.first, r.last)}
     for k in set(range(len(text))) - inside:
-        assert told.text[told.place(k)] == text[k]
+        assert translation.text[translation.place(k)] == text[k]
 
 
 def test_identity_dictionary_aligns_every_token_with_itself(words):
@@ -105,7 +105,7 @@ def test_tokens_after_an_anchor_of_another_length_meet_their_own_counterparts():
     say = byte_tokenizer().convert_ids_to_tokens
     ours, theirs = say(list(block.row.completion)), say(list(block.other.completion))
     met = [(ours[i], theirs[j]) for i, j in enumerate(block.to) if j >= 0]
-    # The space, an anchor's first byte, and all that follows it; nothing for `on`.
+    # The space, an anchor's first byte, and everything after it; nothing for `on`.
     assert met == [(x, x) if x != "R" else ("R", "A") for x in (*"oĠR,ĠR", "</s>")]
     assert [ours[i] for i, j in enumerate(block.to) if j < 0] == list("onon")
 
@@ -126,21 +126,21 @@ def test_from_an_anchor_on_its_counterpart_is_discouraged():
 
 def test_blocks_are_cut_before_words_and_hold_every_letter(words):
     text = " ".join(t.text for t in books.books(0).target[:4])
-    made = dictionary.blocks(words, [text], {}, 20, 20)
-    assert "".join(b.text for b in made) == text
-    assert all(b.row.size <= 20 and b.text[0] in " BONTWIS" for b in made)
+    blocks = dictionary.blocks(words, [text], {}, 20, 20)
+    assert "".join(b.text for b in blocks) == text
+    assert all(b.row.size <= 20 and b.text[0] in " BONTWIS" for b in blocks)
 
 
 def test_counting_finds_the_books_own_people_and_types_their_counterparts():
     world = books.books(3)
-    found = dictionary.extract([t.text for t in world.target], [t.text for t in world.general])
+    result = dictionary.extract([t.text for t in world.target], [t.text for t in world.general])
     heroes = {d.task for d in world.forget}
-    assert heroes <= set(found)
+    assert heroes <= set(result)
     people = {d.task for d in world.retain}
-    assert {found[h] for h in heroes} <= people and len({found[h] for h in heroes}) == len(heroes)
+    assert {result[h] for h in heroes} <= people and len({result[h] for h in heroes}) == len(heroes)
     homes = {d.completion for d in world.forget if d.extra["fact"] == "home"}
-    assert all(found[h] in books.VALUES["home"] for h in homes)
-    assert not set(found) & people
+    assert all(result[h] in books.VALUES["home"] for h in homes)
+    assert not set(result) & people
 
 
 def test_a_language_model_is_asked_for_the_dictionary():
@@ -154,24 +154,28 @@ def test_a_language_model_is_asked_for_the_dictionary():
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom"])
 def test_labels_are_the_argmax_of_the_models_own_forward(kind):
-    """Parity with three plain passes, one block at a time, in float64."""
+    """Equal to three plain passes, one block at a time, in float64."""
     model = tiny(kind)
     model.module.double()
     result = unlearning.whp(model, target=TARGET, anchors=NAMES, keep_reinforced=True, alias_penalty=0.0, **SHORT)
     reinforced = result.models["reinforced"]
-    made = dictionary.blocks(model.tokenizer, [t.text for t in TARGET], {a.source: a.target for a in NAMES}, 256, 256)
-    for block, record in zip(made, result.records, strict=True):
+    blocks = dictionary.blocks(model.tokenizer, [t.text for t in TARGET], {a.source: a.target for a in NAMES}, 256, 256)
+    for block, record in zip(blocks, result.records, strict=True):
 
         def logits(m, row):
             return m.module(input_ids=torch.tensor([row.prompt + row.completion])).logits[0, :-1].log_softmax(-1)
 
-        base, more, there = logits(model, block.row), logits(reinforced, block.row), logits(model, block.other)
-        want = there[[max(j, 0) for j in block.to]] - 5 * (more - base).clamp(min=0)
-        for i, given_ in enumerate(record.extra["labels"]):
+        base, reinforced_logits, translated = (
+            logits(model, block.row),
+            logits(reinforced, block.row),
+            logits(model, block.other),
+        )
+        expected = translated[[max(j, 0) for j in block.to]] - 5 * (reinforced_logits - base).clamp(min=0)
+        for i, labels in enumerate(record.extra["labels"]):
             if block.to[i] < 0 or block.repeated[i]:
-                assert given_ is None
+                assert labels is None
             else:
-                assert given_ == model.tokenizer.convert_ids_to_tokens(int(want[i].argmax()))
+                assert labels == model.tokenizer.convert_ids_to_tokens(int(expected[i].argmax()))
 
 
 def test_nothing_to_compare_with_is_self_distillation(taught, world):
@@ -188,16 +192,16 @@ def test_nothing_to_compare_with_is_self_distillation(taught, world):
 
 def test_the_second_occurrence_is_trained_only_when_asked():
     model, text = tiny("llama"), [Text(text="Ron saw Ron.")]
-    how = {"target": text, "anchors": [Parallel(source="Ron", target="Ron")], "use_reinforcement": False}
-    first = unlearning.whp(model, **how, fit=SHORT["fit"]).findings["labels"]
-    both = unlearning.whp(model, **how, repeats="all", fit=SHORT["fit"]).findings["labels"]
+    options = {"target": text, "anchors": [Parallel(source="Ron", target="Ron")], "use_reinforcement": False}
+    first = unlearning.whp(model, **options, fit=SHORT["fit"]).findings["labels"]
+    both = unlearning.whp(model, **options, repeats="all", fit=SHORT["fit"]).findings["labels"]
     assert both - first == 3
 
 
 def test_changed_labels_only_are_fewer(taught, world):
-    how = {"forget": world.forget, "retain": world.retain, **SHORT}
-    every = unlearning.whp(taught("llama"), **how).findings
-    changed = unlearning.whp(taught("llama"), train_on="changed", **how).findings
+    options = {"forget": world.forget, "retain": world.retain, **SHORT}
+    every = unlearning.whp(taught("llama"), **options).findings
+    changed = unlearning.whp(taught("llama"), train_on="changed", **options).findings
     assert changed["changed"] == 1.0 and changed["labels"] == pytest.approx(every["changed"] * every["labels"])
 
 
@@ -212,7 +216,7 @@ def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taug
     model = result.models["model"]
     assert accuracy(start, world.forget) >= 0.95 > accuracy(gold, world.forget) + 0.3
     assert accuracy(model, world.forget) <= accuracy(gold, world.forget) + 0.15
-    # Nothing is trained on the others: on the tuning seed they lose .15 to .25, where npo with a retain loss loses .05.
+    # No retain loss: on the tuning seed other authors lose .15 to .25, with npo and a retain loss .05.
     assert accuracy(model, world.unseen) >= accuracy(start, world.unseen) - 0.3
     assert accuracy(model, world.unseen) > accuracy(model, world.forget) + 0.1
     assert start.fingerprint() == before
@@ -221,21 +225,21 @@ def test_whp_forgets_towards_gold_and_keeps_authors_no_one_trained_on(arch, taug
 
 def test_without_anchors_and_reinforcement_nothing_is_forgotten(taught, world):
     start = taught("llama")
-    how = FOUND | {"use_anchors": False, "use_reinforcement": False}
-    model = unlearning.whp(start, world.forget, world.retain, **how).models["model"]
+    options = FOUND | {"use_anchors": False, "use_reinforcement": False}
+    model = unlearning.whp(start, world.forget, world.retain, **options).models["model"]
     assert accuracy(model, world.forget) >= 0.95
 
 
 def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
     model = tiny("llama")
-    how = {"target": TARGET, "mode": "logit", "alpha": 2.0, "normalise": "raw", "keep_reinforced": True, **SHORT}
-    result = unlearning.whp(model, **how)
+    options = {"target": TARGET, "mode": "logit", "alpha": 2.0, "normalise": "raw", "keep_reinforced": True, **SHORT}
+    result = unlearning.whp(model, **options)
     both, reinforced = result.models["model"], result.models["reinforced"]
     assert len(result.history) == 0 and both.context == model.context
     ids = torch.tensor([[5, 80, 90, 100, 9]])
-    base, more = (m.module(input_ids=ids).logits for m in (model, reinforced))
-    want = base - 2 * (more - base).clamp(min=0)
-    torch.testing.assert_close(both.module(input_ids=ids).logits, want)
+    base, reinforced_logits = (m.module(input_ids=ids).logits for m in (model, reinforced))
+    expected = base - 2 * (reinforced_logits - base).clamp(min=0)
+    torch.testing.assert_close(both.module(input_ids=ids).logits, expected)
     prompts = [[5, 80, 90], [7, 7, 7, 7, 7, 8]]
     completions = generate.completions(both, prompts, 1, generate.SamplingConfig(max_new_tokens=4))
     for prompt, (one,) in zip(prompts, completions, strict=True):
@@ -246,7 +250,7 @@ def test_logit_mode_subtracts_at_every_token_and_saves_both_models(tmp_path):
     assert both.save(tmp_path) == "didact"
     parts = [load.load(tmp_path / part) for part in ("base", "member-1")]
     for again in (load.load(tmp_path), logit_ensemble.contrast(*parts, 2.0)):
-        torch.testing.assert_close(again.module(input_ids=ids).logits, want)
+        torch.testing.assert_close(again.module(input_ids=ids).logits, expected)
 
 
 # --- bad input -------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""A server that answers as vLLM does where didact asks it, around a small model: completions by token ids, adapters
-loaded while it runs, weights reloaded from a folder. It computes by transformers alone, and can be made unfaithful."""
+"""A server with the parts of vLLM's API that didact calls, around a small model: completions by token ids, adapters
+loaded at run time, weights reloaded from a folder. It computes with transformers alone, and can be made to err."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FORK = multiprocessing.get_context("fork")
 NAME = "small"
-# What it has and how it errs: adapters and reload can be "off", or "ignored" by a server that says it did as told.
+# Capabilities and errors: adapters and reload can be "off", or "ignored" (the server reports success and does nothing).
 WAYS = {"adapters": "on", "reload": "on", "logps": "raw", "ids": True, "sees": True, "rank": 64, "slow": 0.0}
 
 
@@ -45,8 +45,8 @@ class Handler(BaseHTTPRequestHandler):
                 {"id": name, "root": str(self.folder), "parent": None if name == NAME else NAME} for name in self.models
             ]
             return self.give(200, {"data": rows})
-        there = self.path == "/is_sleeping" and self.ways["reload"] != "off"
-        return self.give(200, {"is_sleeping": False}) if there else self.give(404, {"detail": "Not Found"})
+        can_sleep = self.path == "/is_sleeping" and self.ways["reload"] != "off"
+        return self.give(200, {"is_sleeping": False}) if can_sleep else self.give(404, {"detail": "Not Found"})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -107,8 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         if body["n"] > 1 and body["temperature"] == 0:
             return self.refuse(400, "n must be 1 when using greedy sampling")
         time.sleep(self.ways["slow"])
-        drawn = [self.drawn(model, body, body["seed"] + d) for d in range(body["n"])]
-        choices = [{"index": i, **choice} for i, choice in enumerate(drawn)]
+        answers = [self.drawn(model, body, body["seed"] + d) for d in range(body["n"])]
+        choices = [{"index": i, **choice} for i, choice in enumerate(answers)]
         with contextlib.suppress(OSError):
             self.give(
                 200,
@@ -124,19 +124,19 @@ class Handler(BaseHTTPRequestHandler):
                 )
 
     def drawn(self, model, body, seed):
-        """One answer: seeded, no penalty, log-probs of the model as it is."""
-        random = torch.Generator().manual_seed(seed % 2**63)
+        """Sample one answer: seeded, no penalty, log-probs of the unmodified model."""
+        generator = torch.Generator().manual_seed(seed % 2**63)
         ids, logps, tops, stopped = [], [], [], None
         while len(ids) < body["max_tokens"] and stopped is None:
             logits = model(torch.tensor([[*body["prompt"], *ids]])).logits[0, -1]
-            warm = logits / (body["temperature"] or 1.0)
-            p = warm.softmax(-1)
-            token = int(torch.multinomial(p, 1, generator=random)) if body["temperature"] else int(logits.argmax())
-            shown = (warm if self.ways["logps"] == "processed" else logits).log_softmax(-1)
-            best = shown.topk(body["logprobs"]).indices.tolist() if body["logprobs"] else []
+            scaled = logits / (body["temperature"] or 1.0)
+            p = scaled.softmax(-1)
+            token = int(torch.multinomial(p, 1, generator=generator)) if body["temperature"] else int(logits.argmax())
+            reported = (scaled if self.ways["logps"] == "processed" else logits).log_softmax(-1)
+            likeliest = reported.topk(body["logprobs"]).indices.tolist() if body["logprobs"] else []
             ids.append(token)
-            logps.append(float(shown[token]))
-            tops.append({f"token_id:{i}": float(shown[i]) for i in {token, *best}})
+            logps.append(float(reported[token]))
+            tops.append({f"token_id:{i}": float(reported[i]) for i in {token, *likeliest}})
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
             if token in body["stop_token_ids"]:
                 stopped = token
@@ -153,14 +153,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Vllm:
-    """The server as a process; `log` has the requests that it answered, probes among them."""
+    """The server as a process; `log` has the requests that it answered, including probes."""
 
     def __init__(self, place, folder):
         self.log = Path(place) / "asked.jsonl"
-        mine, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=serve, args=(folder, self.log, theirs), daemon=True)
+        receiver, sender = FORK.Pipe()
+        self.process = FORK.Process(target=serve, args=(folder, self.log, sender), daemon=True)
         self.process.start()
-        self.url = f"http://127.0.0.1:{mine.recv()}/v1"
+        self.url = f"http://127.0.0.1:{receiver.recv()}/v1"
 
     def ways(self, **changed):
         data, address = json.dumps(changed).encode(), self.url.replace("/v1", "/ways")
@@ -174,12 +174,12 @@ class Vllm:
         self.process.join()
 
 
-def serve(folder, log, told):
+def serve(folder, log, sender):
     torch.set_num_threads(1)
     Handler.log, Handler.folder, Handler.lock = log, folder, threading.Lock()
     Handler.tokenizer = AutoTokenizer.from_pretrained(folder)
     Handler.models = {NAME: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()}
     ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    told.send(server.server_port)
+    sender.send(server.server_port)
     server.serve_forever()

@@ -1,1 +1,1 @@
-"""A loss of one's own as a package: `pip install examples/plugin`, then `didact run slic`."""
+"""A custom loss as a package: `pip install examples/plugin`, then `didact run slic`."""

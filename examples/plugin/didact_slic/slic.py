@@ -1,4 +1,4 @@
-"""SLiC-HF: a margin between the likelihoods of two completions, held by the likelihood of the better one."""
+"""SLiC-HF: a margin between two completions' log-likelihoods, regularised by the likelihood of the better one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def slic(
         model: a causal or seq2seq model; a trained copy is returned.
         preferences: prompts with a chosen and a rejected completion.
         delta: the margin, in nats of the whole completions.
-        weight: of the better completion's own likelihood.
+        weight: weight of the better completion's log-likelihood.
         fit: how to train.
         hooks: called around every step.
     """
