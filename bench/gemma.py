@@ -199,7 +199,8 @@ def sample_transformers(batch: int = 64, ordered: bool = False) -> dict[str, Any
     """`ordered`: prompts sorted by length first, which transformers leaves to its user."""
     model = _model()
     prompts = _prompts(model)
-    tokenizer, module = functools.partial(model.tokenizer, return_tensors="pt", padding=True), model.module
+    plain: Any = model.tokenizer
+    tokenizer, module = functools.partial(plain, return_tensors="pt", padding=True), model.module
     model.tokenizer.padding_side = "left"
 
     def run(prompts: list[str], new: int) -> int:

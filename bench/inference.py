@@ -12,7 +12,7 @@ from didact.data import encode
 from didact.data.encode import TokenizedExample
 from didact.data.streams import collate
 from didact.infer import generate
-from didact.models import forward
+from didact.models import forward, logit_ensemble
 from didact.models.model import Model
 
 ITEMS, CHOICES = 24, 4
@@ -74,7 +74,8 @@ def _prompts(model: Model, count: int = 256, shared: int = 0) -> list[str]:
 
 def _vary_lengths(model: Model) -> None:
     """Make the random model's answers end at different lengths by raising the probability of its end token."""
-    head: Any = model.module.get_output_embeddings()
+    module: Any = model.module
+    head = module.get_output_embeddings()
     with torch.no_grad():
         head.weight[model.tokenizer.eos_token_id] = head.weight.mean(0) * 0 + head.weight.std() * 2.2
 
@@ -129,16 +130,15 @@ def _pair(batch: int) -> tuple[Model, Model, list[str]]:
 
 def guided_ours(batch: int = 64) -> dict[str, Any]:
     """Decode with a reward model that guides every token."""
-    from didact.infer import guide
-
     base, arm, prompts = _pair(batch)
+    model = logit_ensemble.guided(base, [(arm, 1.0)])
     how = generate.SamplingConfig(max_new_tokens=NEW_TOKENS, rows=batch)
     warm = generate.SamplingConfig(max_new_tokens=4, rows=batch)
-    return problems.measured(
-        lambda: sum(len(row[0].tokens) for row in guide.completions(base, [(arm, 1.0)], prompts, 1, how)),
-        1,
-        lambda: guide.completions(base, [(arm, 1.0)], prompts, 1, warm),
-    )
+
+    def decode(how: generate.SamplingConfig) -> int:
+        return sum(len(row[0].tokens) for row in generate.completions(model, prompts, 1, how))
+
+    return problems.measured(lambda: decode(how), 1, lambda: decode(warm))
 
 
 def guided_apart(batch: int = 64) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def spans_all(longest: int = 30, every: int = 20) -> dict[str, Any]:
 
 
 TREES = 16
-SEARCHED = {"simulations": 8, "depth": 3}  # depth and steps per node as in the MCTS-DPO paper
+SEARCHED: dict[str, Any] = {"simulations": 8, "depth": 3}  # depth and steps per node as in the MCTS-DPO paper
 STEP, BREADTH = 16, 2
 VERDICT = " A"
 

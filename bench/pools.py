@@ -59,7 +59,7 @@ def votek_loop(n: int = 100_000) -> dict[str, Any]:
 
     result = problems.measured(lambda: len(votes(pool, LOOPED)), LOOPED)
     small = _pool(SMALL)
-    voters, selected, covered = votes(small, SMALL), list[int](), defaultdict(int)
+    voters, selected, covered = votes(small, SMALL), list[int](), defaultdict[int, int](int)
     while len(selected) < BUDGET:
         remaining = [u for u in range(SMALL) if u not in selected]
         score = {u: sum(10.0 ** -covered[v] for v in voters[u] if v not in selected) for u in remaining}

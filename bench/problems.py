@@ -36,7 +36,8 @@ def llama(d: int = 128, layers: int = 4, vocabulary: int = VOCABULARY, context: 
     tokenizer = build.train_tokenizer(texts, VOCABULARY)
     model = build.build("llama", tokenizer, d=d, layers=layers, heads=d // 32, context=context, **more)
     if vocabulary > len(tokenizer):
-        model.module.resize_token_embeddings(vocabulary, mean_resizing=False)
+        module: Any = model.module
+        module.resize_token_embeddings(vocabulary, mean_resizing=False)
     return model
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from bench import problems
 from didact.infer import engines, generate, served
-from didact.infer.engines import Ask
+from didact.infer.engines import Request
 from didact.infer.generate import SamplingConfig
 from didact.models import load
 from didact.models.model import Model
@@ -53,8 +53,10 @@ def plain() -> dict[str, Any]:
 
     engine, model, ids = _connect()
     ends = generate.ends(model)
-    engine.holds(model)
-    bodies = [{**engine.job(Ask(tuple(p), TOKENS, 1, i), 0, 1, HOW, ends).body, "seed": i} for i, p in enumerate(ids)]
+    engine.load_weights(model)
+    bodies = [
+        {**engine.job(Request(tuple(p), TOKENS, 1, i), 0, 1, HOW, ends).body, "seed": i} for i, p in enumerate(ids)
+    ]
 
     async def calls(bodies: list[dict[str, Any]]) -> int:
         semaphore = asyncio.Semaphore(served.AT_ONCE)

@@ -82,7 +82,8 @@ def dpo_trl(
     rows = [{"prompt": p.prompt + " ", "chosen": p.chosen, "rejected": p.rejected} for p in pairs]
     data = Dataset.from_list(rows)
 
-    model.module.config._name_or_path = problems.saved(model)  # where the trainer loads its reference from
+    module: Any = model.module
+    module.config._name_or_path = problems.saved(model)  # where the trainer loads its reference from
 
     def trainer(count: int) -> Any:
         config = DPOConfig(**common(count), precompute_ref_log_probs=precompute, max_length=1024, **settings)

@@ -37,7 +37,7 @@ ELSEWHERE = {
 }  # fmt: skip
 
 
-def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()) -> list[str]:
+def normalise(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()) -> list[str]:
     """Normalise option names, written with hyphens or underscores, to the known ones.
 
     Args:
@@ -55,13 +55,13 @@ def spelled(words: Sequence[str], known: Sequence[str], data: Sequence[str] = ()
             name, eq, value = word[2:].partition("=")
             plain = name.replace("_", "-")
             if plain not in by_plain:
-                raise UserError(f"unknown option --{name}{meant(plain, by_plain, data)}")
+                raise UserError(f"unknown option --{name}{suggestion(plain, by_plain, data)}")
             word = by_plain[plain] + eq + value
         out.append(word)
     return out
 
 
-def meant(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
+def suggestion(name: str, known: Iterable[str], data: Sequence[str] = ()) -> str:
     """Return `: did you mean --lr?` for a near miss or another library's name of a known option; else nothing."""
     plain, known = name.replace("_", "-"), [o.replace("_", "-") for o in known]
     if plain in DATA and data and plain not in known:

@@ -85,7 +85,7 @@ def join(folder: str | Path, names: Sequence[str]) -> None:
         files.write_mark(place, "result", names=sorted({*own, *names}))
 
 
-def apart(folder: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
+def check_separate(folder: str | Path, inputs: Iterable[tuple[str, Path]]) -> None:
     """Refuse an output folder that is one of these named inputs, lies in one, or contains one.
 
     Raises:

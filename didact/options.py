@@ -388,7 +388,7 @@ def _checked_names(path: str, arguments: Mapping[str, Any], allowed: Sequence[st
         if name == "fit" and isinstance(value, Mapping):
             raise UserError(f"{path}: training options go at the top level: '{next(iter(value), 'rows')}: ...'")
         if name not in allowed:
-            raise UserError(f"{path}: unknown option '{name}'{flags.meant(name, allowed).replace('--', '')}")
+            raise UserError(f"{path}: unknown option '{name}'{flags.suggestion(name, allowed).replace('--', '')}")
     return dict(arguments)
 
 

@@ -70,7 +70,7 @@ class Bar:
 
 
 @contextlib.contextmanager
-def shown(label: str) -> Iterator[None]:
+def labelled(label: str) -> Iterator[None]:
     """Inside the block show progress of scoring and answering, and put `label` before theirs and training's."""
     token = _LABEL.set(label)
     try:
@@ -83,12 +83,12 @@ def shown(label: str) -> Iterator[None]:
 def within(label: str) -> Iterator[None]:
     """Inside the block add `label` to the outer one; without an outer one do nothing."""
     outer = _LABEL.get()
-    with shown(f"{outer}, {label}") if outer is not None else contextlib.nullcontext():
+    with labelled(f"{outer}, {label}") if outer is not None else contextlib.nullcontext():
         yield
 
 
 class Counted:
-    """Progress of scoring or answering: silent outside `shown`, beside another bar, and for the first `PATIENCE`."""
+    """Progress of scoring or answering: silent outside `labelled`, beside another bar, and for the first `PATIENCE`."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0

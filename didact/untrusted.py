@@ -55,7 +55,7 @@ def without_credentials(text: str) -> str:
     return CREDENTIALS.sub(f"{MASK}@", masked(text))
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """Make `text` safe for a terminal or a log: keys masked, terminal controls as escapes."""
     clean = without_credentials(text)
     lead = clean[:1] if clean[:1] == "\r" else ""  # a library's progress bar, which overwrites its own line
@@ -69,14 +69,14 @@ def prose(text: str) -> str:
 
 
 class Screen:
-    """A stream that writes all text through `shown`."""
+    """A stream that writes all text through `printable`."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
         """Write `text`; return its length."""
-        self.stream.write(shown(text))
+        self.stream.write(printable(text))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,17 +132,17 @@ def screened() -> Iterator[None]:
 
 
 def console(width: int | None = None, stderr: bool = False) -> Console:
-    """Return a rich console that passes text through `shown`: only its own colours and cursor movements take effect."""
+    """Return a rich console that passes text through `printable`: only its own colours and cursor movements take effect."""
     from rich.console import Console
     from rich.segment import Segment
 
     class Shown(Console):
         def render_str(self, text: str, **options: Any) -> Any:  # before it is measured
-            return super().render_str(shown(text), **options)
+            return super().render_str(printable(text), **options)
 
         def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
             for part in super().render(renderable, options):
-                yield part if part.control else Segment(shown(part.text), part.style)
+                yield part if part.control else Segment(printable(part.text), part.style)
 
     stream: Any = sys.stderr if stderr else sys.stdout
     wide = None if stream.isatty() else width

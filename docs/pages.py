@@ -45,7 +45,7 @@ def index() -> str:
     """All methods by what the user wants."""
     lines = ["# The methods", "", "What each needs, gives, and the verdict on its paper's claim.", ""]
     for family, entries in _by_family().items():
-        lines += [f"## {family}: {catalogue.FAMILIES[family].wanted}", ""]
+        lines += [f"## {family}: {catalogue.FAMILIES[family].goal}", ""]
         rows = [[f"[{e['name']}]({e['name']}.md)", _cell(e["help"]), _needs(e), _verdict(e)] for e in entries]
         lines += _table(("method", "what it does", "needs", "claim"), rows)
     return "\n".join(lines) + "\n"

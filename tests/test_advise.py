@@ -163,7 +163,7 @@ def test_several_that_fit_are_compared_first_and_little_is_said_of_what_is_lacki
     command = shlex.split(advice.compare.command)
     arms = command[2 : command.index("--model")]
     assert arms[:2] == ["dpo", "simpo"] and command[-4:] == ["--preference", pairs, "--budget", "20k-tokens"]
-    early.able([(arm, catalogue.entry(arm)) for arm in arms], {"preference": read(pairs, "preference")}, None)
+    early.check_arms([(arm, catalogue.entry(arm)) for arm in arms], {"preference": read(pairs, "preference")}, None)
     rendered = render(advice)
     assert rendered.index("didact compare") < rendered.index("didact run") and rendered.count("didact run") <= 6
     assert len(rendered.partition("others lack")[2].strip().splitlines()) <= 6

@@ -15,7 +15,7 @@ from didact.types import Demo, Fit, UserError, as_row
 
 
 def measured(name, model, start, **records):
-    return protocols.named(name).score(model, Scoring(records=records, start=start, general=None))
+    return protocols.by_name(name).score(model, Scoring(records=records, start=start, general=None))
 
 
 def test_membership_tells_what_was_trained_on_and_words_alone_do_not(taught, world):

@@ -18,7 +18,7 @@ from didact.types import Demo, Fit, Preference, UserError
 
 
 def score(protocol, model, records, start=None):
-    return protocols.named(protocol).score(model, Scoring(records={"": records}, start=start or model))
+    return protocols.by_name(protocol).score(model, Scoring(records={"": records}, start=start or model))
 
 
 # --- sft -------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_the_error_falls_by_one_dimension_a_row() -> None:
 def test_least_squares_is_that_of_all_rows() -> None:
     """Also where noise leaves no function that fits all examples."""
     x, y = draw(3, 2, rows=9)
-    result = prism.named(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
+    result = prism.reference_predictors(Gaussian(dim=2, rows=9, noise=0.5))["least squares"](x, y).mean
     for t in (1, 2, 3, 8):
         w = torch.linalg.pinv(x[:, :t]) @ y[:, :t, None]
         torch.testing.assert_close(result[:, t], (x[:, t, None] @ w)[:, 0, 0], atol=1e-4, rtol=1e-4)
@@ -132,10 +132,10 @@ def test_sign_vectors() -> None:
     x = torch.tensor([[[1.0, 2.0], [1.0, 0.0]], [[1.0, 2.0], [0.0, 1.0]]]).double()
     y = torch.tensor([[3.0, 0.0], [1.0, 0.0]]).double() / math.sqrt(2)
     assert (exact(x, y).mean[:, 1] * math.sqrt(2)).tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
-    result = search.smallest_largest(x, y)[:, 1] * math.sqrt(2)
+    result = search.min_infinity_norm(x, y)[:, 1] * math.sqrt(2)
     assert result.tolist() == pytest.approx([1.0, 1 / 3], abs=1e-6)  # not a sign vector where y is 1
     batch = Signs(dim=8, rows=8)(0, 20)  # more than d / 2 rows recover the signs
-    last = search.smallest_largest(batch["x"], batch["y"][..., 0])[:, -1]
+    last = search.min_infinity_norm(batch["x"], batch["y"][..., 0])[:, -1]
     assert (last - batch["y"][:, -1, 0]).abs().median() < 1e-5
     assert bayes.exact(Signs(dim=20)) is None
 
@@ -160,7 +160,9 @@ def test_sparse_bayes_beats_the_lasso_and_nothing_beats_bayes() -> None:
                 function_laws.law(TWO), Gaussian(dim=1, rows=8, basis="fourier", size=3, noise=0.3)):  # fmt: skip
         batch = law(0, 150)  # type: ignore[operator]
         x, y = batch["x"].double(), batch["y"][..., 0].double()
-        result = {name: (f(x, y).mean - y).square().mean().item() for name, f in prism.named(law).items()}
+        result = {
+            name: (f(x, y).mean - y).square().mean().item() for name, f in prism.reference_predictors(law).items()
+        }
         best = result.pop("Bayes")
         assert all(best <= loss + 1e-9 for loss in result.values()), (law, best, result)
 
@@ -185,7 +187,7 @@ def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lass
     law = functions.Laplace(dim=4, rows=9, noise=0.5)
     prompts = law(1, 300)
     x, y = prompts["x"].double(), prompts["y"][..., 0].double()
-    references = prism.named(law)
+    references = prism.reference_predictors(law)
     errors = {
         n: (references[n](x, y).mean - y).square().mean() for n in ("Bayes, sampled", "lasso", "ridge", "least squares")
     }
@@ -193,7 +195,9 @@ def test_the_mean_under_a_laplace_prior_is_that_of_quadrature_and_beats_the_lass
         errors["Bayes, sampled"] < min(v for n, v in errors.items() if n != "Bayes, sampled")
         and "Bayes" not in references
     )
-    assert "Bayes, sampled" not in prism.named(functions.Laplace(dim=4, rows=9))  # without noise no chain moves
+    assert "Bayes, sampled" not in prism.reference_predictors(
+        functions.Laplace(dim=4, rows=9)
+    )  # without noise no chain moves
 
 
 def test_fourier_series() -> None:
@@ -270,11 +274,11 @@ def test_an_exact_learner_is_no_distance_from_bayes_and_a_leak_stops(learned: Re
     assert best is not None
     y = batch["y"][..., 0].double()
     guess = best(batch["x"], y).mean
-    findings = prism.examine(guess, batch, prism.named(law), "here")
+    findings = prism.examine(guess, batch, prism.reference_predictors(law), "here")
     assert findings["distance"]["Bayes"]["estimate"] == 0 and findings["excess"]["estimate"] == 0
     np.testing.assert_allclose(findings["recognition"]["slope"], 1)
     with pytest.raises(UserError, match="below the exact floor"):
-        prism.examine(0.5 * guess + 0.5 * y, batch, prism.named(law), "here")
+        prism.examine(0.5 * guess + 0.5 * y, batch, prism.reference_predictors(law), "here")
 
 
 def test_implied_weights_are_those_of_a_linear_answer() -> None:
@@ -378,7 +382,7 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str) -> None:
 def test_a_curriculum_shows_few_inputs_and_rows_first_and_in_the_end_all(names: Any) -> None:
     config = FunctionConfig(names=names, dim=7, rows=14, curriculum=10)
     whole = function_laws.law(config)
-    taught = function_laws.taught(config, whole)
+    taught = function_laws.training_sampler(config, whole)
     for step, inputs, rows in ((0, 5, 11), (9, 5, 11), (10, 6, 13), (20, 7, 14), (1000, 7, 14)):
         batch = taught((0, step), 6)
         assert batch["x"].shape == (6, rows, 7) and not batch["x"][..., inputs:].any()
@@ -389,7 +393,7 @@ def test_a_curriculum_shows_few_inputs_and_rows_first_and_in_the_end_all(names: 
     if names == ("dense",):  # targets belong to the inputs in the prompt
         weights = torch.linalg.lstsq(x[..., :5], y).solution
         assert torch.allclose(x[..., :5] @ weights, y, atol=1e-4)
-    assert function_laws.taught(FunctionConfig(names=names), whole) is whole
+    assert function_laws.training_sampler(FunctionConfig(names=names), whole) is whole
     result = bayesian_prism(
         functions=config, learner=SequenceConfig(width=8, layers=1, heads=1), prompts=20, fit=Fit(steps=21, rows=4)
     )

@@ -341,7 +341,7 @@ def test_options_take_hyphens_underscores_lists_files_and_flags_win_over_files(t
         assert parsed.fit == {"lr": 0.5, "betas": (0.8, 0.9)}
         assert parsed.provenance["beta"] == "flag" and parsed.provenance["lr"] == f"file {tmp_path}/c.yaml"
         assert parsed.model == "M" and parsed.data == {"forget": "F"} and parsed.skip_bad
-    assert flags.spelled(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
+    assert flags.normalise(["--retain-weight", "1"], parser.names()) == ["--retain_weight", "1"]
     again = yaml.safe_load(parser.config(parsed))
     assert again["beta"] == 0.2 and again["betas"] == [0.8, 0.9] and again["kl_over"] == "all"
 

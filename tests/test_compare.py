@@ -258,7 +258,7 @@ def test_what_answers_without_a_model_is_ranked_by_what_its_answers_give_away(mo
         assert row["score"]["mean"] == pytest.approx(
             2 * forgetting * recall / (forgetting + recall) if forgetting * recall else 0
         )
-    scores = protocols.named("forget").answers(
+    scores = protocols.by_name("forget").answers(
         lambda prompts: ["it is good."] * len(prompts), Scoring(records={"forget": records["forget"]}, start=model)
     )
     assert scores["forget_recall"].value == 1
@@ -425,9 +425,9 @@ def test_a_reward_that_misbehaves_is_told_in_one_line():
         with pytest.raises(UserError, match=message):
             functions.checked(values)(["p", "q"], ["a", "b"])
     with pytest.raises(UserError, match="module:function"):
-        judges.named("nothing-like-that")
+        judges.by_name("nothing-like-that")
     with pytest.raises(UserError, match="cannot be imported"):
-        judges.named("no_such_module:reward")
+        judges.by_name("no_such_module:reward")
 
 
 class Replies:
@@ -444,12 +444,12 @@ class Replies:
 
 
 def test_a_judge_that_prefers_a_place_decides_nothing_and_one_that_babbles_is_counted():
-    both = judges.Asked(Replies(["A", "A", "B"], ["A", "B", "A"]))
+    both = judges.LMJudge(Replies(["A", "A", "B"], ["A", "B", "A"]))
     assert both(["p"] * 3, ["x"] * 3, ["y"] * 3) == [0.5, 1.0, 0.0]
     babbling = Replies(["hm"], ["well"], ["A"], ["B"])
-    judge = judges.Asked(babbling)
+    judge = judges.LMJudge(babbling)
     assert judge(["p"], ["x"], ["y"]) == [1.0] and judge.unclear == 0
-    unusable = judges.Asked(Replies(*[["hm"]] * 6))
+    unusable = judges.LMJudge(Replies(*[["hm"]] * 6))
     assert unusable(["p"], ["x"], ["y"]) == [0.5] and unusable.unclear == 2
 
 
@@ -497,15 +497,15 @@ def test_a_guided_arm_is_scored_as_any_model(model, tmp_path):
     loaded = load.load(tmp_path / "models" / "genarm", "cpu")
     scoring = Scoring(records=split({"preference": pairs()}, 0).test, start=model, seed=1)
     for name in ("prefer", "collapse"):
-        for measure, value in protocols.named(name).score(loaded, scoring).items():
+        for measure, value in protocols.by_name(name).score(loaded, scoring).items():
             assert rows["genarm"]["metrics"][measure]["mean"] == pytest.approx(value.value, abs=1e-4)
 
 
 def test_a_reward_model_reads_the_context_of_a_pair(model):
     judge = rewards.headed(model)
     one = Preference(prompt="q", chosen=" a", rejected=" b", context="be good")
-    scores = protocols.named("prefer").score(judge, Scoring(records={"preference": [one]}, start=model))
-    expected = rewards.score(judge, [contexts.asked("q", "be good")] * 2, [" a", " b"])
+    scores = protocols.by_name("prefer").score(judge, Scoring(records={"preference": [one]}, start=model))
+    expected = rewards.score(judge, [contexts.with_context("q", "be good")] * 2, [" a", " b"])
     assert scores["margin"].value == pytest.approx(expected[0] - expected[1])
 
 

@@ -105,7 +105,7 @@ def test_where_less_is_better_the_lowest_is_best():
     verdict = boards.verdict(board({"a": [0.2, 0.21, 0.2], "b": [0.3, 0.31, 0.3]}, "lower"))
     assert re.search(r"^a is best.* 0\.1\d* \(.*\) below b, the next.*below the untouched model\.$", verdict)
     worse = board({"a": [0.2, 0.21, 0.2], "b": [0.8, 0.81, 0.8]}, "lower")
-    assert [boards.against(row, worse) for row in worse["rows"]] == ["better", "unclear", "worse"]
+    assert [boards.versus_reference(row, worse) for row in worse["rows"]] == ["better", "unclear", "worse"]
 
 
 def test_where_every_method_failed_the_verdict_says_so(tmp_path):

@@ -177,7 +177,7 @@ def test_a_local_models_numbers_are_its_own(taught, world):
 
 def test_in_a_conversation_the_last_turn_is_worded_and_braces_mean_nothing():
     conversation = Messages([{"role": "system", "content": "s"}, {"role": "user", "content": "{x}?"}])
-    worded = consensus.worded(WORDING.verify, conversation, "{y}")
+    worded = consensus.fill(WORDING.verify, conversation, "{y}")
     assert worded.turns == ({"role": "system", "content": "s"}, {"role": "user", "content": "{x}? {y} ok?"})
     with pytest.raises(UserError, match=r"wording\.correct"):
         Wording(correct="{candidate} {prompt}")

@@ -132,9 +132,11 @@ def test_after_removal_the_audit_finds_nothing():
 
 
 def test_phrases_are_spotted_as_whole_words():
-    result = contamination.spotted([["98 + 45 =", "98 plus 45"], ["9 plus 4"]], ["so 98  Plus 45 is", "198 + 45 = 2"])
+    result = contamination.contains_phrase(
+        [["98 + 45 =", "98 plus 45"], ["9 plus 4"]], ["so 98  Plus 45 is", "198 + 45 = 2"]
+    )
     assert result == [True, False]
-    assert contamination.spotted([["98 + 45 ="]], ["198 + 45 = 2"]) == [False]
+    assert contamination.contains_phrase([["98 + 45 ="]], ["198 + 45 = 2"]) == [False]
 
 
 # --- quality ---------------------------------------------------------------------------------

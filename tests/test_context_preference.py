@@ -207,7 +207,7 @@ def test_lora_gives_plain_weights(tmp_path):
 
 def scored(model, pairs, **options):
     scoring = protocols.Scoring(records={"preferences": pairs}, start=model, options={"template": TEMPLATE, **options})
-    return protocols.named("contexts").score(model, scoring)
+    return protocols.by_name("contexts").score(model, scoring)
 
 
 def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
@@ -218,10 +218,10 @@ def test_a_reward_model_learns_to_obey_contexts_on_prompts_it_never_saw():
     actual = scored(result.models["model"], unseen)
     assert actual["with_context"].value > 0.9 > 0.7 > scored(tiny("gpt2"), unseen)["with_context"].value
     in_prompt = [
-        dataclasses.replace(p, prompt=contexts.asked(p.prompt, p.context, TEMPLATE), context="") for p in unseen
+        dataclasses.replace(p, prompt=contexts.with_context(p.prompt, p.context, TEMPLATE), context="") for p in unseen
     ]
     scoring = protocols.Scoring(records={"preferences": in_prompt}, start=tiny("gpt2"))
-    assert protocols.named("prefer").score(result.models["model"], scoring)["preferred"].value > 0.9
+    assert protocols.by_name("prefer").score(result.models["model"], scoring)["preferred"].value > 0.9
     assert abs(actual["without_context"].value - 0.5) < 0.15
     blind = teach(tiny("gpt2"), train, paired=False, read="none", fit=fit)
     assert scored(blind.models["model"], unseen)["with_context"].value < 0.65

@@ -55,7 +55,7 @@ def train(start, out, parallel):
         patch.setattr(rounds, "CHUNK", 3)  # each process samples some
         results["spin"] = alignment.spin(model, WORLD.forget, rounds=2, max_new_tokens=4, fit=played)
     assert model.fingerprint() == before
-    rank, world = distributed.here()
+    rank, world = distributed.group_rank()
     weights = {
         f"{name}|{n}": p.detach().clone()
         for name, result in results.items()
@@ -148,7 +148,7 @@ class Keeps(Hook):
 
     def after(self, step):
         weights = step.weights()
-        if distributed.here()[0] == 0:
+        if distributed.group_rank()[0] == 0:
             save_file(weights, f"{self.out}/step-{step.step + 1}")
 
 
@@ -192,7 +192,7 @@ class Fails(Hook):
     """Raises an error in one process only, in the second step."""
 
     def before(self, step):
-        if step.step == 1 and distributed.here()[0] == 1:
+        if step.step == 1 and distributed.group_rank()[0] == 1:
             raise UserError("record 7 is bad")
 
 

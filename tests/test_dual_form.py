@@ -157,13 +157,13 @@ def test_similarities_know_equal_and_random_updates() -> None:
     model = tiny("llama")
     reader = LanguageReader(model, loss="text")
     before = dual_form.before(reader, EPISODE)
-    same = dual_form.updates_alike(before, [icl.updates for _, icl in before.traces])
+    same = dual_form.update_similarity(before, [icl.updates for _, icl in before.traces])
     torch.testing.assert_close(same, torch.ones(2, dtype=F64), atol=1e-5, rtol=0)
-    assert dual_form.updates_alike(before, dual_form.random_updates(before, "normal", 0)).abs().max() < 0.4
-    assert dual_form.scores_alike(before, [zero for zero, _ in before.traces]) < 1
+    assert dual_form.update_similarity(before, dual_form.random_updates(before, "normal", 0)).abs().max() < 0.4
+    assert dual_form.score_similarity(before, [zero for zero, _ in before.traces]) < 1
     way = Way.of("kv", Tuning(lr=0.05, per="tokens"))
     tuned = dual_form.after(reader, EPISODE, before, way, before.lessons)
-    assert tuned.size > 0 and len(tuned.asked) == 3 and math.isfinite(dual_form.ranks_alike(before, tuned))
+    assert tuned.size > 0 and len(tuned.asked) == 3 and math.isfinite(dual_form.rank_similarity(before, tuned))
     assert [t.shape for t in tuned.asked[0]] == [(4, before.lessons[0].size - 1, 8)] * 2
     # The weights are restored, and the reading equals the reader's own.
     again = [*reader.tuned(EPISODE, way)][-1]

@@ -91,7 +91,7 @@ def test_what_the_catalogue_says_of_protocols_is_what_they_are():
     ):
         assert catalogue.protocol_for(records) == protocols.for_records(records)
         for name in catalogue.protocols():
-            assert bool(catalogue.scored(name, records)) == bool(protocols.named(name).records(records)), name
+            assert bool(catalogue.scored(name, records)) == bool(protocols.by_name(name).records(records)), name
 
 
 def test_records_read_ahead_are_given_once_and_never_after_a_change(tmp_path):

@@ -49,7 +49,7 @@ def alone(encoder, text, length=8):
 
 @pytest.mark.parametrize(("pooling", "of"), [("pooling_mode_mean_tokens", "mean"), ("pooling_mode_cls_token", "first")])
 def test_an_encoders_vectors_are_the_pooled_states_of_each_text_alone(tmp_path, pooling, of):
-    encoder = encoders.opened(folder(tmp_path, pooling), "cpu")
+    encoder = encoders.open_encoder(folder(tmp_path, pooling), "cpu")
     result = encoder(TEXTS, batch_tokens=16)
     for text, vector in zip(TEXTS, result, strict=True):
         states = alone(encoder, text)
@@ -72,7 +72,8 @@ def test_sentences_are_as_alike_as_an_encoders_vectors_less_their_means(tmp_path
     path = str(folder(tmp_path))
     actual = mined.likeness(path, None, [])(TEXTS[:3], TEXTS[1:], "one", "other")
     one, other = (
-        torch.nn.functional.normalize(encoders.opened(path, "cpu")(texts).double()) for texts in (TEXTS[:3], TEXTS[1:])
+        torch.nn.functional.normalize(encoders.open_encoder(path, "cpu")(texts).double())
+        for texts in (TEXTS[:3], TEXTS[1:])
     )
     one, other = one - one.mean(0), other - other.mean(0)
     expected = embed.cosine(one.repeat_interleave(3, 0), other.repeat(3, 1)).reshape(3, 3)
@@ -87,15 +88,15 @@ def test_a_language_models_folder_is_no_encoder(tmp_path, fresh):
 def test_what_an_encoder_lacks_is_told_in_a_line(tmp_path):
     path = folder(tmp_path, "pooling_mode_max_tokens")
     with pytest.raises(UserError, match="pooled by pooling_mode_max_tokens; supported are"):
-        encoders.opened(path)
+        encoders.open_encoder(path)
     (path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="cannot be loaded"):
-        encoders.opened(path)
+        encoders.open_encoder(path)
 
 
 @pytest.mark.skipif(not os.environ.get("DIDACT_MINILM"), reason="no folder of all-MiniLM-L6-v2: examples/minilm.py")
 def test_minilm_gives_the_cosines_that_its_authors_print():
-    vectors = encoders.opened(os.environ["DIDACT_MINILM"], "cpu")(
+    vectors = encoders.open_encoder(os.environ["DIDACT_MINILM"], "cpu")(
         ["A man is eating food.", "A man is eating a piece of bread.", "The girl is carrying a baby."]
     )
     assert embed.cosine(vectors[:1], vectors[1:]).tolist() == pytest.approx([0.7553, -0.1050], abs=1e-3)

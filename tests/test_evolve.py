@@ -57,13 +57,13 @@ def test_regret_of_fixed_play(seed, arms, gap):
     assert np.allclose(regret.curve(world, suboptimal)[:, -1], 30 * gap)
     assert regret.suffix_failures(world, suboptimal).all() and not regret.optimal(world, suboptimal).any()
     turns = always(np.arange(30 * arms)[:30] % arms, world)
-    assert np.allclose(regret.least(world, turns), 1) == (30 % arms == 0)
+    assert np.allclose(regret.min_fraction(world, turns), 1) == (30 % arms == 0)
 
 
 def test_algorithms_have_the_regret_that_was_simulated_elsewhere():
     """Known ground truth (K = 5, gap .5, T = 200, alpha .5): UCB 14.9, greedy 25.9 with .235 failures, random 80."""
     world = bandits.drawn(BanditConfig(horizon=200), 600, 3)
-    games = {name: acting.played_by(world, Oracle(name), 0) for name in ("ucb", "greedy", "random", "thompson")}
+    games = {name: acting.play_algorithm(world, Oracle(name), 0) for name in ("ucb", "greedy", "random", "thompson")}
     result = {name: regret.curve(world, game)[:, -1].mean() for name, game in games.items()}
     assert result["ucb"] == pytest.approx(14.9, abs=0.7) and result["greedy"] == pytest.approx(25.9, abs=5)
     assert result["random"] == pytest.approx(200 * 0.5 * 4 / 5, abs=0.7) and result["thompson"] < result["greedy"]
@@ -75,7 +75,7 @@ def test_algorithms_have_the_regret_that_was_simulated_elsewhere():
 def test_every_arm_first_and_then_the_best_average():
     world = bandits.drawn(SHORT, 6, 1)
     for name in ("ucb", "greedy"):
-        first = acting.played_by(world, Oracle(name), 0).actions
+        first = acting.play_algorithm(world, Oracle(name), 0).actions
         assert (first[:, :5] == np.arange(5)).all()
     h = History(1, 3)
     for arm, reward in ((0, 0.0), (1, 1.0), (2, 1.0)):
@@ -111,7 +111,7 @@ def test_linucb_with_one_hot_contexts_is_ridge_means():
 def test_linucb_learns_and_ratings_are_completed(tmp_path):
     config = BanditConfig(law="linear", horizon=150, arms=4, spread=0.5)
     world = bandits.drawn(config, 20, 0)
-    games = {name: acting.played_by(world, Oracle(name), 0) for name in ("ucb", "random")}
+    games = {name: acting.play_algorithm(world, Oracle(name), 0) for name in ("ucb", "random")}
     curves = {name: regret.curve(world, game) for name, game in games.items()}
     assert curves["ucb"][:, -1].mean() < 0.4 * curves["random"][:, -1].mean()
     rng = np.random.default_rng(0)
@@ -153,7 +153,7 @@ def test_a_gymnasium_environment_pays_what_the_instance_does(law):
 
 
 def seen_after(form, pulls, scenario="videos", arms=3):
-    state = acting.Seen(View(form=form, scenario=scenario), Oracle(), histories.LETTERS[:arms], History(1, arms))
+    state = acting.Observation(View(form=form, scenario=scenario), Oracle(), histories.LETTERS[:arms], History(1, arms))
     for arm, reward in pulls:
         state.history.add(np.array([arm]), np.array([reward]))
     return state.prompts()[0]
@@ -200,7 +200,7 @@ def test_a_demonstration_shows_what_was_known_before_its_step(form):
     world = bandits.drawn(SHORT, 2, 0)
     demos = acting.demonstrations(world, View(form=form), Oracle(), 0)
     assert len(demos) == 2 * SHORT.horizon  # a label per step
-    game = acting.played_by(world, Oracle(), 0)
+    game = acting.play_algorithm(world, Oracle(), 0)
     assert [d.completion for d in demos] == [histories.LETTERS[a] for a in game.actions.ravel()]
     for demo in demos:
         step = demo.extra["step"]
@@ -238,15 +238,15 @@ def test_a_model_that_adds_plays_as_the_oracle_and_its_transcript_teaches():
     games = result.records
     assert [len(g.steps) for g in games] == [40] * 4 and games[0].extra["arms"] == list("ABCDE")
     assert result.transcript and all(d.completion in "ABCDE" for d in result.transcript)
-    cloned = acting.cloned(games, View(), Oracle(), False, 0)
-    relabelled = acting.cloned(games, View(), Oracle(), True, 0)
+    cloned = acting.clone_episodes(games, View(), Oracle(), False, 0)
+    relabelled = acting.clone_episodes(games, View(), Oracle(), True, 0)
     assert [d.completion for d in cloned] == [s.action for g in games for s in g.steps]
     assert np.mean([a.completion == b.completion for a, b in zip(cloned, relabelled, strict=True)]) > 0.97
 
 
 def test_answers_that_name_no_arm_are_random_and_counted_not_the_best():
     world = regret.world_of(SHORT, 60, 0)
-    game = acting.played(world, lambda prompts: ["no idea"] * len(prompts), View(), Oracle(), 0)
+    game = acting.play_model(world, lambda prompts: ["no idea"] * len(prompts), View(), Oracle(), 0)
     scores = regret.measures(world, game, regret.rivals(world, Oracle(), 0), 0.5)
     assert scores["invalid"].value == 1
     assert scores["regret"].value == pytest.approx(40 * 0.5 * 4 / 5, abs=1.0)
@@ -276,15 +276,15 @@ def test_demonstrations_in_the_prompt_are_every_second_step_after_two():
 def test_recorded_games_are_read_strictly():
     steps = [Step(observation="", action="left", reward=1.0), Step(observation="", action="right", reward=None)]
     with pytest.raises(UserError, match="record 1, step 2: no reward"):
-        acting.cloned([Trajectory(task="", steps=steps, final_observation="")], View(), Oracle(), False, 0)
+        acting.clone_episodes([Trajectory(task="", steps=steps, final_observation="")], View(), Oracle(), False, 0)
     alone = Trajectory(task="", steps=steps[:1], final_observation="")
     with pytest.raises(UserError, match="has a single arm"):
-        acting.cloned([alone], View(), Oracle(), False, 0)
+        acting.clone_episodes([alone], View(), Oracle(), False, 0)
     game = Trajectory(task="Doors.", steps=[Step(observation="rain", action="left", reward=1.0)] * 2,
                       final_observation="", extra={"arms": ["left", "right"]})  # fmt: skip
     with pytest.raises(UserError, match=r"need view\.form = raw"):
-        acting.cloned([game], View(), Oracle(), False, 0)
-    demos = acting.cloned([game], View(form="raw"), Oracle(), False, 0)
+        acting.clone_episodes([game], View(), Oracle(), False, 0)
+    demos = acting.clone_episodes([game], View(form="raw"), Oracle(), False, 0)
     assert demos[1].prompt.startswith("Doors.\n\n") and "[rain] left video, reward 1\n[rain]" in demos[1].prompt
 
 
@@ -379,7 +379,7 @@ def test_ucb_pulls_what_the_authors_agent_pulls(monkeypatch):
     monkeypatch.setitem(sys.modules, "litellm.cost_calculator", types.SimpleNamespace(completion_cost=None))
     classics = pytest.importorskip("banditbench.agents.classics")
     world = bandits.drawn(BanditConfig(horizon=200), 5, 0)
-    ours = acting.played_by(world, Oracle(), 0)
+    ours = acting.play_algorithm(world, Oracle(), 0)
     for i in range(len(world)):
         for agent in (classics.UCBAgent, classics.GreedyAgent):
             theirs = agent(types.SimpleNamespace(num_arms=5))
@@ -387,4 +387,4 @@ def test_ucb_pulls_what_the_authors_agent_pulls(monkeypatch):
                 arm = theirs.act()
                 assert arm == ours.actions[i, step]
                 theirs.update(arm, float(world.rewards[i, step, arm]), {})
-    assert not np.array_equal(ours.actions, acting.played_by(world, Oracle("greedy"), 0).actions)
+    assert not np.array_equal(ours.actions, acting.play_algorithm(world, Oracle("greedy"), 0).actions)

@@ -292,7 +292,7 @@ def scored(start, model, questions, max_len):
     """Return the protocol's metrics of both models."""
     options = {**FORM, "search": SearchConfig(max_len=max_len)}
     scoring = Scoring(records={"questions": questions}, start=start, options=options)
-    return measures.metrics(*(protocols.named("extract").score(m, scoring) for m in (start, model)))
+    return measures.metrics(*(protocols.by_name("extract").score(m, scoring) for m in (start, model)))
 
 
 @pytest.fixture(scope="module")

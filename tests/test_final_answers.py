@@ -69,7 +69,7 @@ def test_shares_that_are_all_alike_are_not_certain_either():
 
 def test_an_answer_that_goes_on_is_right_in_scripts_without_spaces_too():
     """A base model continues after its answer, and these scripts have no separators."""
-    assert answer.given("北京是中国的首都", "北京", ended=False) and not answer.given("北京是", "北京")
-    assert answer.given("Tarn, of course", "Tarn", ended=False) and not answer.given("Tarnish", "Tarn", ended=False)
-    assert contamination.spotted([["北京"], ["Tarn"]], ["他住在北京很久", "Tarnish"]) == [True, False]
+    assert answer.matches("北京是中国的首都", "北京", ended=False) and not answer.matches("北京是", "北京")
+    assert answer.matches("Tarn, of course", "Tarn", ended=False) and not answer.matches("Tarnish", "Tarn", ended=False)
+    assert contamination.contains_phrase([["北京"], ["Tarn"]], ["他住在北京很久", "Tarnish"]) == [True, False]
     assert anchors.translate("哈利和赫敏", {"哈利": "约翰"}).text == "约翰和赫敏"

@@ -67,7 +67,7 @@ ONE = {"q_": 1.0, "_a": 0.5, "_b": 0.2, "_c": 0.1, "_d": 0.2, "aE": 1.0, "bE": 1
 
 
 def score(protocol, model, records):
-    return protocols.named(protocol).score(model, Scoring(records={"": records}, start=model))
+    return protocols.by_name(protocol).score(model, Scoring(records={"": records}, start=model))
 
 
 def demo(completion, *perturbed, **more):
@@ -309,7 +309,7 @@ def test_accuracy_is_of_choices_where_records_have_them(monkeypatch):
 )
 def test_what_better_and_worse_hide_is_said(numbers, expected):
     metrics = {name: Metric(before=before, after=after) for name, (before, after) in numbers.items()}
-    warnings = protocols.named("forget").warns(metrics)
+    warnings = protocols.by_name("forget").warns(metrics)
     assert len(warnings) == len(expected) and all(a in b for a, b in zip(expected, warnings, strict=True))
 
 

@@ -87,7 +87,7 @@ def test_models_of_other_tokens_or_words_added_are_read_or_passed_over(fresh, wo
 def test_what_is_measured_is_not_what_is_trained_on():
     keep, replay = texts.texts(None, "keep"), texts.texts(None, "replay")
     assert len(keep) == len(replay) == 24 and not set(keep) & set(replay)
-    texts.apart(None, [Demo(prompt="a b", completion="c d")], keep)
+    texts.check_no_leak(None, [Demo(prompt="a b", completion="c d")], keep)
 
 
 def test_replay_mixes_text_into_any_training_and_keeps_what_it_holds(fresh, world, tmp_path):
@@ -128,12 +128,12 @@ def test_a_replay_file_that_holds_tested_records_is_one_line(fresh, world, tmp_p
         out = ["--out", str(tmp_path / "out")]
         assert cli.main([verb, *extra, str(tmp_path / "demos.jsonl"), *command, *out]) == 2
     with pytest.raises(UserError, match=r"holds \d+ of \d+ tested records .*what is trained on cannot be tested"):
-        texts.apart(str(tmp_path / "mix.jsonl"), world.forget, [])
+        texts.check_no_leak(str(tmp_path / "mix.jsonl"), world.forget, [])
     with pytest.raises(UserError, match="24 of 24 texts of --retention"):
-        texts.apart(str(texts.FILE), [], texts.texts(None, "keep"))
+        texts.check_no_leak(str(texts.FILE), [], texts.texts(None, "keep"))
     with pytest.raises(UserError, match="tested records"):  # too short for n-grams
         (tmp_path / "short.jsonl").write_text(json.dumps({"text": "They say that Rome is old, and so on."}))
-        texts.apart(str(tmp_path / "short.jsonl"), [Text(text="Rome is old")], [])
+        texts.check_no_leak(str(tmp_path / "short.jsonl"), [Text(text="Rome is old")], [])
 
 
 MINE = """
@@ -159,13 +159,13 @@ def user_metrics(tmp_path, monkeypatch):
     (tmp_path / "my_metrics.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     sys.modules.pop("my_metrics", None)
-    return own.named
+    return own.load_metrics
 
 
 def test_a_metric_of_ones_own_is_measured_and_its_mistakes_are_one_line(user_metrics, fresh, world):
     model = fresh("llama")
     scoring = Scoring(records={"demo": world.forget}, start=model, metrics=user_metrics("my_metrics:vowels"))
-    protocol = protocols.named("answer")
+    protocol = protocols.by_name("answer")
     scores = own.score(scoring.metrics, lambda prompts: ["aei", "x"] * (len(prompts) // 2), protocol, scoring)["vowels"]
     assert scores.value == 1.5 and scores.better == "lower" and len(scores.values) == len(world.forget)
     for name, message in (

@@ -461,7 +461,7 @@ def test_a_module_of_the_users_that_does_not_import_is_one_line(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     sys.modules.pop("odd_module", None)
     with pytest.raises(UserError, match="reward 'odd_module:rewards' cannot be imported: "):
-        functions.imported("odd_module:rewards", "reward")
+        functions.import_function("odd_module:rewards", "reward")
 
 
 @pytest.mark.parametrize(
@@ -641,7 +641,7 @@ def test_a_judge_that_thinks_is_given_room_for_it():
         connection.sendall(said(answers("<think>so</think> A" if room else "<think>so", finish_reason="length")))
 
     with Raw(think) as server:
-        judge = judges.Asked(didact.connect(server.url, "m"))
+        judge = judges.LMJudge(didact.connect(server.url, "m"))
         assert judge(["q"], ["a"], ["b"]) == [0.5] and judge.unclear == 0
 
 

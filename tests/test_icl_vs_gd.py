@@ -138,7 +138,7 @@ def test_the_three_ways_are_the_models_own_numbers() -> None:
             return model.module(input_ids=ids).logits[0, -1].log_softmax(-1)
 
     context = "a: red\nb: blue\nc: red\n"
-    for episode, before in ((EPISODE, context), (three_way.unshown(EPISODE), "")):
+    for episode, before in ((EPISODE, context), (three_way.without_demos(EPISODE), "")):
         for apart in (False, True):
             result = reader.read(episode, apart=apart)
             expected = torch.stack([alone(before + q.prompt) for q in episode.queries])

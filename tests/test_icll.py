@@ -269,7 +269,7 @@ def test_a_state_is_found_where_it_is_and_not_in_the_last_symbol():
         name: {0: torch.nn.functional.one_hot(torch.from_numpy(v)[at] + 1).float().__getitem__}
         for name, v in (("state", prompts.state), ("symbol", prompts.ids))
     }
-    result = induction.states(prompts, induction.Kept(held, positions), 0)["models"]
+    result = induction.states(prompts, induction.RecordedStates(held, positions), 0)["models"]
     assert result["state"][0]["accuracy"]["estimate"] > 0.97 and result["state"][0]["selectivity"]["low"] > 0.2
     assert result["symbol"][0]["accuracy"]["estimate"] == pytest.approx(0.5, abs=0.05)
 

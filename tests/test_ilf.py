@@ -362,7 +362,7 @@ def test_feedback_teaches_what_the_model_believed_wrong_and_others_feedback_does
     assert facts["incorporated"]["plain"] < facts["incorporated"]["random"] < facts["incorporated"]["selected"]
     assert not taught.warnings and start_accuracy < 0.6 and right(taught.models["model"]) > start_accuracy + 0.25
     scoring = Scoring(records={"demos": CODE.demos(2, 36)}, start=start, options=LEARN)
-    before, after = (protocols.named("reward").score(m, scoring) for m in (start, taught.models["model"]))
+    before, after = (protocols.by_name("reward").score(m, scoring) for m in (start, taught.models["model"]))
     assert after["reward"].value > before["reward"].value
     swapped = [Critique(prompt=r.prompt, completion=r.completion, feedback=s.feedback)
               for r, s in zip(records, records[1:] + records[:1], strict=True)]  # fmt: skip

@@ -262,7 +262,7 @@ def win_rates_of(result, start, prompts, **options):
     """Return the win rates of a result's model over its start."""
     options = {"decoding": "bon:4", **HOW, **options}
     scoring = Scoring(records={"prompts": prompts}, start=start, options=options)
-    protocol = protocols.named("win_rate")
+    protocol = protocols.by_name("win_rate")
     assert {m.value for m in protocol.score(start, scoring).values()} == {0.5, 0.0}  # even with itself
     return protocol.score(result.models["model"], scoring)
 

@@ -216,10 +216,10 @@ def test_differences_give_the_sensitivities_of_a_black_box() -> None:
 def test_tuned_gd_plus_plus_beats_as_many_steps_of_gd() -> None:
     world = regression.Linear(dim=5, rows=5)
     tasks = world((0, 0, 9), 5_000)
-    tuned, findings = gradient.known(world, tasks, steps=2)
+    tuned, findings = gradient.tuned_references(world, tasks, steps=2)
     loss = {name: learners.losses(f, tasks).mean().item() for name, f in tuned.items()}
     assert loss["gd++"] < 0.8 * loss["gd"] < loss["zero"] and findings["steps"] == 2
-    assert "gd++" not in gradient.known(world, tasks, steps=1)[0]  # one step of it is a step of GD
+    assert "gd++" not in gradient.tuned_references(world, tasks, steps=1)[0]  # one step of it is a step of GD
 
 
 def test_ood_curve_and_rescaled_tasks() -> None:

@@ -121,10 +121,10 @@ def test_the_wished_score(scores, alpha):
     lower = Trials((), tuple(scores), lower=True)
     low, high = min(scores), max(scores)
     if high > low and alpha:
-        assert tuning.wished(lower, alpha) == pytest.approx(low - alpha * (high - low))
-        assert tuning.wished(lower, 1.0) == pytest.approx(2 * low - high)
-        assert tuning.wished(lower, -1.0) == pytest.approx(high)
-    assert tuning.wished(lower, 0.0) == tuning.wished(lower, -1e-3)
+        assert tuning.target_score(lower, alpha) == pytest.approx(low - alpha * (high - low))
+        assert tuning.target_score(lower, 1.0) == pytest.approx(2 * low - high)
+        assert tuning.target_score(lower, -1.0) == pytest.approx(high)
+    assert tuning.target_score(lower, 0.0) == tuning.target_score(lower, -1e-3)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=8), st.floats(0.1, 10), st.floats(-50, 50))
@@ -269,10 +269,10 @@ def test_predictions_come_in_the_scores_own_units_and_know_what_they_do_not_know
     scores = [3.0, 5.0, 10.0]
     for lower in (False, True):
         history = tuning.trials([{}] * 3, scores, lower, Search())
-        means = [tuning.unshown(m, 1.0, scores, lower, Search())[0] for m in history.shown]
+        means = [tuning.to_original(m, 1.0, scores, lower, Search())[0] for m in history.shown]
         assert means == pytest.approx(scores)
-    assert tuning.unshown(0.0, 2.0, scores, True, Search())[1] == pytest.approx(2 * np.std(scores))
-    assert tuning.unshown(7.0, 2.0, scores, True, Search(scores="raw")) == (7.0, 2.0)
+    assert tuning.to_original(0.0, 2.0, scores, True, Search())[1] == pytest.approx(2 * np.std(scores))
+    assert tuning.to_original(7.0, 2.0, scores, True, Search(scores="raw")) == (7.0, 2.0)
     rng = np.random.default_rng(0)
     mean, std = rng.normal(size=20_000), rng.uniform(0.5, 2, 20_000)
     calibrated = tuning.calibration(mean, std, rng.normal(mean, std))

@@ -30,7 +30,7 @@ class Short(Hook):
         self.where, self.always, self.tokens = where, always, []
 
     def before(self, step):
-        if step.step != 1 or (spot := self.where.get(distributed.here()[0])) is None:
+        if step.step != 1 or (spot := self.where.get(distributed.group_rank()[0])) is None:
             return
         layer = spread.layers(step.module)[spot[0]]
         handle = layer.register_forward_hook(lambda _, inputs, out: self.met(handle, spot[1], inputs[0], out))

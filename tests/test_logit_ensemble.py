@@ -89,7 +89,7 @@ def test_an_ensemble_that_was_trained_is_one_and_its_weights_are_part_of_what_it
     trained = language.train(result, {"demos": rows}, language.nll, fit, quiet=True).model
     trained.save(tmp_path / "model")
     again = load.load(tmp_path / "model")
-    folder = compare.Given(name=str(tmp_path / "model"), open=lambda: again)
+    folder = compare.FixedModel(name=str(tmp_path / "model"), open=lambda: again)
     assert given.alike([folder], base, {"demo": [Demo(prompt="abc", completion="d")]})  # an arm of a comparison
     assert contents.tokenizer(str(tmp_path / "model"))[1] == base.context
     assert isinstance(again, logit_ensemble.EnsembleModel) and again.fingerprint() == trained.fingerprint()

@@ -32,7 +32,7 @@ from didact.worlds import arithmetic
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
     better, worse = max(a, b), min(a, b)
-    alpha = branches.unsure(better, worse)
+    alpha = branches.label_noise(better, worse)
     assert 0 < alpha <= 0.5 and (alpha == 0.5) == (better == worse)
     z = f64(math.log(better / worse)).requires_grad_()
     loss = preference.dpo(z, f64(0.0), f64(0.0), f64(0.0), 1.0, f64(alpha))
@@ -43,7 +43,7 @@ def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
 
 
 def test_a_worse_step_with_more_visits_or_none_at_all():
-    assert branches.unsure(3, 9) == 0.5 and branches.unsure(5, 0) == 0.0 and branches.unsure(0, 0) == 0.5
+    assert branches.label_noise(3, 9) == 0.5 and branches.label_noise(5, 0) == 0.0 and branches.label_noise(0, 0) == 0.5
 
 
 def test_every_pair_has_its_own_smoothing():
@@ -75,7 +75,7 @@ def test_a_pairs_weight_and_smoothing_are_its_own():
 
     def taught(pairs, lr, smoothing=0.0, **more):
         fit = Fit(lr=lr, steps=1, rows=len(pairs), optimizer="sgd", clip=1e9)
-        loss = preference.named("dpo", 0.1, label_smoothing=smoothing).loss
+        loss = preference.pair_loss("dpo", 0.1, label_smoothing=smoothing).loss
         trained = pair_training.train(model, pairs, loss, fit, reference=model, **more)
         return torch.cat([p.flatten() for p in trained.model.module.parameters()])
 
@@ -98,7 +98,7 @@ def test_pairs_begin_where_they_part_and_every_tree_counts_once():
     demos = [Demo(prompt=f"{i}=", completion="") for i in range(2)]
     rows = [TokenizedExample((5 + i,), ()) for i in range(2)]
     for trimmed in (True, False):
-        branched = branches.collected(trees, model, demos, rows, lambda t: tree.pairs(t.path), 7, trimmed=trimmed)
+        branched = branches.collect(trees, model, demos, rows, lambda t: tree.pairs(t.path), 7, trimmed=trimmed)
         k = int(trimmed)
         assert [b.item for b in branched] == [
             (TokenizedExample((6, *ids[0][:k]), ids[0][k:]), TokenizedExample((6, *ids[0][:k]), ids[1][k:])),
@@ -297,7 +297,7 @@ def test_the_answer_alone_teaches_the_step_it_comes_from(arch):
 
 
 def test_equal_visits_teach_nothing(monkeypatch):
-    monkeypatch.setattr(branches, "unsure", lambda better, worse: 0.5)
+    monkeypatch.setattr(branches, "label_noise", lambda better, worse: 0.5)
     fit = Fit(lr=1e-2, steps=1, rows=8, optimizer="sgd")
     row = alignment.mcts_dpo(start(), habit(1, 24), **(HABIT | {"rounds": 1, "most": 1}), fit=fit).history[0]
     assert row["dpo"] == pytest.approx(math.log(2), abs=1e-5) and row["grad_norm"] < 1e-5

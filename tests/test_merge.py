@@ -40,11 +40,11 @@ def test_a_vector_leads_from_the_base_to_the_tuned_model_and_back(kind):
     base, tuned = double(kind), double(kind, seed=1)
     before = base.fingerprint()
     tau = merge.task_vector(tuned, base)
-    added, subtracted = merge.moved(base, tau, 1.0), merge.moved(tuned, tau, -1.0)
+    added, subtracted = merge.add_vector(base, tau, 1.0), merge.add_vector(tuned, tau, -1.0)
     for ours, theirs in ((added, tuned), (subtracted, base)):
         for a, b in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
-    assert base.fingerprint() == before == merge.moved(base, tau, 0.0).fingerprint()
+    assert base.fingerprint() == before == merge.add_vector(base, tau, 0.0).fingerprint()
     assert all((v == 0).all() for v in merge.task_vector(base, base).values())
 
 
@@ -53,7 +53,7 @@ def test_tied_embeddings_are_moved_once():
     assert base.config.tie_word_embeddings
     tau = merge.task_vector(tuned, base)
     assert sum("embed" in k or "lm_head" in k for k in tau) == 1
-    moved = merge.moved(base, tau, 0.5).module
+    moved = merge.add_vector(base, tau, 0.5).module
     expected = (base.module.lm_head.weight + tuned.module.lm_head.weight) / 2
     torch.testing.assert_close(moved.lm_head.weight, expected)
     assert moved.lm_head.weight.data_ptr() == moved.model.embed_tokens.weight.data_ptr()
@@ -65,7 +65,7 @@ def test_a_linear_model_is_linear_in_the_scale():
     name = "transformer.wte.weight"
     tau = {name: merge.task_vector(tuned, base)[name]}
     x = torch.randn(3, 32, dtype=torch.float64)
-    out = [merge.moved(base, tau, s).module.lm_head(x) for s in (0.0, 1.0, 2.0)]
+    out = [merge.add_vector(base, tau, s).module.lm_head(x) for s in (0.0, 1.0, 2.0)]
     torch.testing.assert_close(out[2] - out[1], out[1] - out[0])
 
 
@@ -130,7 +130,7 @@ def test_a_negated_lora_is_the_negative_product_and_negating_both_factors_is_not
     base = double(kind)
     adapted = trained(adapters.lora(copy_of(base), 4))
     adapted.module.double()
-    plus, minus = adapters.merged(adapted), adapters.merged(merge.weighed(adapted, -1.0))
+    plus, minus = adapters.merged(adapted), adapters.merged(merge.scale_adapter(adapted, -1.0))
     up, down = merge.task_vector(plus, base), merge.task_vector(minus, base)
     assert max(v.abs().max() for v in up.values()) > 0.1
     for name, change in up.items():
@@ -141,7 +141,7 @@ def test_a_negated_lora_is_the_negative_product_and_negating_both_factors_is_not
             if "lora_" in name:
                 p.neg_()
     torch.testing.assert_close(logits(adapters.merged(both)), logits(plus))
-    torch.testing.assert_close(logits(adapters.merged(merge.weighed(adapted, 0.0))), logits(base))
+    torch.testing.assert_close(logits(adapters.merged(merge.scale_adapter(adapted, 0.0))), logits(base))
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -151,7 +151,7 @@ def test_ia3_negates_its_distance_from_one(kind):
     adapted.module.double()
     torch.testing.assert_close(logits(adapted), logits(base))
     trained(adapted)
-    minus = merge.weighed(adapted, -1.0)
+    minus = merge.scale_adapter(adapted, -1.0)
     saved = dict(minus.module.named_parameters())
     count = 0
     for name, p in adapted.module.named_parameters():
@@ -164,4 +164,4 @@ def test_ia3_negates_its_distance_from_one(kind):
 
 def test_a_model_without_adapter_cannot_be_weighed():
     with pytest.raises(UserError, match="adapter"):
-        merge.weighed(double(), -1.0)
+        merge.scale_adapter(double(), -1.0)

@@ -218,7 +218,7 @@ def test_the_declaration_is_whole(name: str) -> None:
     own = options.flat(entry)
     assert entry["help"] and all(n["help"] for n in entry["needs"].values())
     assert len(entry["options"]) <= 15
-    assert all(protocols.named(p) for p in entry["protocol"])
+    assert all(protocols.by_name(p) for p in entry["protocol"])
     for preset in entry["presets"].values():
         fit = {k.removeprefix("fit."): v for k, v in preset.items() if k.startswith("fit.")}
         mine = {k: v for k, v in preset.items() if not k.startswith("fit.")}
@@ -416,7 +416,7 @@ def test_a_procedure_declares_what_it_answers_and_gives(name: str, ran: Any) -> 
     entry, loaded = ENTRIES[name], files.read_json(ran(name, "llama") / "result.json")
     assert not entry["needs"][entry["answers"]]["required"]  # a comparison asks `predict`
     assert "predict" in entry["gives"] and "models" not in entry["gives"]
-    assert any(protocols.named(p).answers for p in entry["protocol"])
+    assert any(protocols.by_name(p).answers for p in entry["protocol"])
     if "calls" in loaded["findings"] and loaded["findings"]["calls"]:
         rows = files.read_lines(ran(name, "llama") / "transcript.jsonl")
         assert len(rows) <= loaded["findings"]["calls"] and all("role" in row for row in rows)

@@ -14,7 +14,7 @@ from didact.data import materials, translation
 from didact.data.materials import Materials
 from didact.data.read import read
 from didact.evaluate import materials as worth
-from didact.evaluate.materials import Shown
+from didact.evaluate.materials import Coverage
 from didact.infer.ask import Asking
 from didact.types import Parallel, Text, UserError
 from didact.worlds import tongues
@@ -50,8 +50,8 @@ def test_ten_thousand_entries_are_looked_up_at_once():
 
 
 def test_words_are_asked_without_stops_and_commas():
-    assert materials.asked_words(" Ma he, yuon. ") == ["Ma", "he", "yuon"]
-    assert materials.asked_words("我看书。") == ["我", "看", "书", "。"]
+    assert materials.lookup_words(" Ma he, yuon. ") == ["Ma", "he", "yuon"]
+    assert materials.lookup_words("我看书。") == ["我", "看", "书", "。"]
     source = Materials("A", "B", [Parallel(source=f"w{i}", target="x") for i in range(9)])
     for once, count in ((False, 6), (True, 2)):  # only spaces in common: each word retrieves the same two
         assert len(source.blocks("Ma he, yuon.", ["wordlist"], 2, 2, 2, once)) == count
@@ -83,7 +83,7 @@ def test_a_prompt_grows_with_its_materials_and_without_any_it_is_the_plain_one()
     run(lm)
     prompts = {c: [] for c in ("-", "W", "S", "W+S+G")}
     sources = Materials(ONE.name, OTHER.name, WORDS, PAIRS, ["a passage of the book"], book="the book")
-    translator = worth.Translator(type("A", (), {"lm": lm, "how": Asking()})(), Shown())
+    translator = worth.Translator(type("A", (), {"lm": lm, "how": Asking()})(), Coverage())
     for name in prompts:
         prompts[name] = len(translator.prompt(sources, TEST[0].source, name))
     plain = translator.prompt(sources, TEST[0].source, "-")
@@ -203,7 +203,7 @@ def test_a_book_that_does_not_fit_is_told_and_its_beginning_taken():
     with pytest.raises(UserError, match=r"the book has 991 tokens, and \d+ fit this model: --shown.book_tokens \d+"):
         run(book=book, conditions=("W", "B"))
     lm = Scripted(looked_up)
-    result = run(lm, book=book, conditions=("W+B",), shown=Shown(book_tokens=50))
+    result = run(lm, book=book, conditions=("W+B",), shown=Coverage(book_tokens=50))
     # All get the same beginning of the book
     assert all(str(p).count("word ") == 49 and "word\n\nTranslate" in p for p in lm.asked)
     assert result.findings["forward"]["scores"]["W+B"]["exact"] == 1
@@ -222,7 +222,7 @@ def test_a_refusal_is_asked_again_with_a_nudge():
 
 def test_passages_are_found_by_vectors_too():
     book = [Text(text="nothing of it " * 30 + f"{TEST[0].source.split()[0]} is a noun " + "nothing of it " * 30)]
-    options = {"book": book, "conditions": ("G",), "test": TEST[:1], "shown": Shown(size=8, overlap=4, passages=1)}
+    options = {"book": book, "conditions": ("G",), "test": TEST[:1], "shown": Coverage(size=8, overlap=4, passages=1)}
     run(lm := Scripted(looked_up), retrieval="test_mtob:by_first_word", **options)
     assert f"{TEST[0].source.split()[0]} is" in lm.asked[0]
     with pytest.raises(UserError, match="a server does not show its hidden states"):

@@ -108,7 +108,7 @@ def test_losses_by_name_are_the_functions_with_what_they_need():
         "simpo": preference.simpo(*sides[:2], 0.3, 0.7), "orpo": preference.orpo(*sides[:2], 0.3),
     }  # fmt: skip
     for name, losses in expected.items():
-        objective = preference.named(name, 0.3, 0.7, unsure)
+        objective = preference.pair_loss(name, 0.3, 0.7, unsure)
         assert torch.equal(objective.loss(logp, ref, index), losses)
         assert objective.mean == (name in ("simpo", "orpo")) and objective.reference != objective.mean
 

@@ -76,10 +76,10 @@ def test_bounds_in_words_are_the_bounds_themselves():
 def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, suggestion):
     parser = options.parser(catalogue.entry("sft"))
     with pytest.raises(UserError) as error:
-        flags.spelled([word, "1"], parser.names(), parser.records)
+        flags.normalise([word, "1"], parser.names(), parser.records)
     assert str(error.value).endswith(suggestion)
     with pytest.raises(UserError, match=r"unknown option --quux$"):
-        flags.spelled(["--quux"], parser.names(), parser.records)
+        flags.normalise(["--quux"], parser.names(), parser.records)
 
 
 def test_every_word_of_another_library_leads_to_an_option_that_some_command_has():

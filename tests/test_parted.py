@@ -63,7 +63,7 @@ def taught(start, out, parallel):
     scores = {"start": [before, *(s.logp for s in model.score(PAIRS))]}
     for name, teach in results.items():
         result = teach().models["model"]
-        assert spread.lies(result.module) == (parallel != "ddp")
+        assert spread.is_sharded(result.module) == (parallel != "ddp")
         result.save(f"{out}/{name}")
         scores[name] = [*(s.logp for s in result.score(PAIRS)), result.answer(PAIRS[0][0], 8)]
     adapted = load(f"{out}/lora", device="cpu", dtype="float64", parallel=parallel)  # on its start model
@@ -95,8 +95,8 @@ def several(root):
     whole = {}
     for kind in KINDS:
         model = load(root / kind, device="cpu", parallel="hsdp")  # one node
-        assert spread.lies(model.module)
-        whole[kind] = spread.handed(model.module)
+        assert spread.is_sharded(model.module)
+        whole[kind] = spread.gather(model.module)
         whole[kind] |= dict(model.module.named_buffers())
     return trained, whole, refused(root), held(root / "deep")
 

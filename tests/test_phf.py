@@ -231,7 +231,7 @@ def test_scoring_asks_with_the_token_too(conditional):
     demos, pairs = [Demo(prompt="ab\n", completion="ab\n")], [Preference(prompt="ab\n", chosen="ab\n", rejected="cd\n")]
     scoring = Scoring(records={"demo": demos, "preference": pairs}, start=free)
     for protocol, measure in (("answer", "probability"), ("prefer", "margin")):
-        score = protocols.named(protocol).score
+        score = protocols.by_name(protocol).score
         assert score(conditional, scoring)[measure].value > score(free, scoring)[measure].value
     row = encode.row(conditional.tokenizer, "ab\n", "ab\n", "causal", 99, condition=conditional.condition)
     plain = encode.row(conditional.tokenizer, "ab\n", "ab\n", "causal", 99)
@@ -329,9 +329,9 @@ def test_what_is_written_unasked_is_scored_against_the_threshold(conditional):
     free = load.Model(conditional.module, conditional.processor, "causal")
     options = {"score": spotless, "split": "lines", "threshold": 0.0}
     scoring = Scoring(records={"texts": LINES}, start=free, options=options)
-    scores, plain = (protocols.named("written").score(m, scoring) for m in (conditional, free))
+    scores, plain = (protocols.by_name("written").score(m, scoring) for m in (conditional, free))
     assert scores["misaligned"].value < 0.2 < plain["misaligned"].value and scores["score"].value > plain["score"].value
-    texts = protocols.named("written")
+    texts = protocols.by_name("written")
     quantile = dataclasses.replace(scoring, options={**options, "threshold": "q1"}, _kept={})
     assert texts.score(free, quantile)["misaligned"].value == plain["misaligned"].value  # the best segments score 0
     assert not texts.score(free, dataclasses.replace(scoring, options={}))  # no scorer

@@ -40,7 +40,7 @@ DENSE = [name for name in CONFIGS if name != "mixtral"]
 
 
 def built(name, **how):
-    module = opening.built("AutoModelForCausalLM", CONFIGS[name]).eval()
+    module = opening.build_from_config("AutoModelForCausalLM", CONFIGS[name]).eval()
     module.set_attn_implementation(how.get("attention", "eager"))
     return module
 

@@ -15,21 +15,21 @@ def impatient(monkeypatch):
 
 def test_scoring_and_answering_are_counted_inside_and_silent_outside(taught, world, impatient, capsys):
     model, records = taught("llama"), world.retain[:4]
-    with progress.shown("before training"), progress.within("K = 2"):
-        forgetting.known(model, records)
+    with progress.labelled("before training"), progress.within("K = 2"):
+        forgetting.answer_scores(model, records)
         generate.generate(model, [r.prompt for r in records], rows=2)
     err = capsys.readouterr().err
     assert "before training, K = 2: answering: 3/4 records" in err and "s left" in err
     with progress.within("K = 2"):
         generate.generate(model, [r.prompt for r in records])
-    with pytest.raises(ZeroDivisionError), progress.shown("x"), progress.Counted("scoring", 3) as bar:
+    with pytest.raises(ZeroDivisionError), progress.labelled("x"), progress.Counted("scoring", 3) as bar:
         bar.advance()
         1 / 0  # noqa: B018
     assert capsys.readouterr().err.count("\n") == 1 and not progress._open
 
 
 def test_what_takes_no_time_shows_nothing(capsys):
-    with progress.shown("x"), progress.Counted("scoring", 3) as bar:
+    with progress.labelled("x"), progress.Counted("scoring", 3) as bar:
         for _ in range(3):
             bar.advance()
     assert capsys.readouterr().err == ""

@@ -71,7 +71,7 @@ def test_gemma_knows_capitals_and_forgets_one_while_a_neighbour_stays():
     from didact.evaluate import forgetting
     from didact.types import Fit
 
-    facts = npo_real.known()
+    facts = npo_real.known_capitals()
     assert len(facts) >= 30
     fit = Fit(lr=3e-4, lora=8, steps=8, rows=2)
     model = lab.model_of(unlearning.npo(real.model(), facts[:2], facts[2:6], fit=fit))

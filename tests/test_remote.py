@@ -393,7 +393,7 @@ def test_of_many_calls_at_once_a_kill_repeats_those_of_its_last_moment_at_most(s
 
 def test_answers_of_one_moment_are_written_in_one_transaction_and_the_first_of_two_is_kept(tmp_path):
     cache, transactions = responses.Responses(tmp_path / "r.sqlite"), []
-    answers = [responses.Kept(str(i), "u", "m", "e", {"prompt": i}, 0, {"said": i}) for i in range(200)]
+    answers = [responses.CachedAnswer(str(i), "u", "m", "e", {"prompt": i}, 0, {"said": i}) for i in range(200)]
     cache.put([answers[7]._replace(reply={"said": "another process was first"})])
     cache._connection().set_trace_callback(lambda text: transactions.append(text) if text.startswith("BEGIN") else None)
 

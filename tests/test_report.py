@@ -424,10 +424,10 @@ def test_a_strip_has_a_dot_per_seed_and_says_which_have_none():
     ],
 )  # fmt: skip
 def test_ticks_are_round_and_cover_what_is_shown(low, high, names):
-    ticks = svg.around(low, high, 3)
+    ticks = svg.axis_ticks(low, high, 3)
     assert ticks[0] <= low and ticks[-1] >= high and 2 <= len(ticks) <= 6
     if names:
-        assert svg.named(ticks)[0] == names
+        assert svg.format_ticks(ticks)[0] == names
 
 
 def test_numbers_are_set_as_in_print():

@@ -181,7 +181,7 @@ def test_a_signal_is_heard_once_the_step_at_work_is_kept(signum, tmp_path, monke
     finally:
         signal.signal(signum, before)
     assert received == [signum] and [p.name for p in (tmp_path / "b/toy").glob("*step-*")] == ["step-00000002"]
-    assert checkpoint.told(tmp_path) == "the same command resumes from step 2 of b/toy"
+    assert checkpoint.resume_message(tmp_path) == "the same command resumes from step 2 of b/toy"
     again, history = run(tmp_path / "b", hooks=[Hook()])
     alone, whole = run(tmp_path / "a")
     assert torch.equal(again.w, alone.w) and history == whole

@@ -401,12 +401,12 @@ def test_a_damaged_start_in_the_cache_is_made_anew(how, fresh, tmp_path, monkeyp
         trainings.append(fresh("llama", layers=1))
         return trainings[-1]
 
-    first = load.kept("example", make, "a").fingerprint()
+    first = load.cached_model("example", make, "a").fingerprint()
     (path,) = (tmp_path / "example").iterdir()
     how(path)
-    assert load.kept("example", make, "a").fingerprint() == first and len(trainings) == 2
+    assert load.cached_model("example", make, "a").fingerprint() == first and len(trainings) == 2
     assert f"didact: {path}: the cache entry is damaged" in capsys.readouterr().err
-    assert load.kept("example", make, "a").fingerprint() == first and len(trainings) == 2
+    assert load.cached_model("example", make, "a").fingerprint() == first and len(trainings) == 2
 
 
 def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsys):

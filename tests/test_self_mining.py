@@ -28,7 +28,7 @@ WORDS = st.text("abcde", min_size=1, max_size=3)
 
 @given(st.dictionaries(WORDS, WORDS, min_size=1), st.dictionaries(WORDS, WORDS))
 def test_what_passes_leads_back_and_no_two_words_have_one_translation(forward, back):
-    pairs = lexicon.cycled([(s, t, 0.0) for s, t in forward.items()], back, copies=True)
+    pairs = lexicon.cycle_check([(s, t, 0.0) for s, t in forward.items()], back, copies=True)
     saved = [p for p in pairs if p.kept]
     assert all(back[p.target] == p.source for p in saved)
     assert len({p.target for p in saved}) == len(saved)
@@ -38,17 +38,17 @@ def test_what_passes_leads_back_and_no_two_words_have_one_translation(forward, b
 def test_inverses_keep_all_and_a_constant_at_most_one():
     translations = {f"s{i}": f"t{i}" for i in range(9)}
     mined_pairs = [(s, t, 0.0) for s, t in translations.items()]
-    assert all(p.kept for p in lexicon.cycled(mined_pairs, {t: s for s, t in translations.items()}))
-    assert [p.source for p in lexicon.cycled(mined_pairs, dict.fromkeys(translations.values(), "s3")) if p.kept] == [
-        "s3"
-    ]
+    assert all(p.kept for p in lexicon.cycle_check(mined_pairs, {t: s for s, t in translations.items()}))
+    assert [
+        p.source for p in lexicon.cycle_check(mined_pairs, dict.fromkeys(translations.values(), "s3")) if p.kept
+    ] == ["s3"]
 
 
 def test_why_a_word_is_rejected():
     candidates = [("Taxi", "taxi", 0.0), ("dog", None, 0.0), ("cat", "Katze", 0.0), ("cow", "Kuh", 0.0)]
-    pairs = lexicon.cycled(candidates, {"taxi": "Taxi", "Katze": "kitten", "Kuh": "Cow."})
+    pairs = lexicon.cycle_check(candidates, {"taxi": "Taxi", "Katze": "kitten", "Kuh": "Cow."})
     assert [p.reason for p in pairs] == ["copied", "no translation", "comes back as kitten", ""]
-    assert lexicon.cycled(candidates[:1], {"taxi": "taxi"}, copies=True)[0].kept
+    assert lexicon.cycle_check(candidates[:1], {"taxi": "taxi"}, copies=True)[0].kept
 
 
 # --- word by word --------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_a_real_dictionary_is_its_own_gold_and_noise_costs_precision_as_counted(
     backward = {}
     for s, t in gold:
         backward.setdefault(t, s)
-    saved = [p for p in lexicon.cycled([(s, t, 0.0) for s, t in gold], backward) if p.kept]
+    saved = [p for p in lexicon.cycle_check([(s, t, 0.0) for s, t in gold], backward) if p.kept]
     assert 1500 < len(saved) < 2000 and len({p.target for p in saved}) == len(saved)  # several words of one translation
     assert not any(lexicon.folded(p.source) == lexicon.folded(p.target) for p in saved)
 

@@ -37,7 +37,7 @@ def test_a_preference_is_carried_to_prompts_it_never_saw(arch, taught, world):
     result = baselines.simpo(start, pairs(world.retain[:40]), fit=FIT)
     model = result.models["model"]
     assert (margins(model, held_out) > 0).mean() > 0.9 and result.history[-1]["accuracy"] == 1
-    scored = protocols.named("prefer").score(model, Scoring(records={"": held_out}, start=start))
+    scored = protocols.by_name("prefer").score(model, Scoring(records={"": held_out}, start=start))
     assert scored["reward_accuracy"].value > 0.9
 
 

@@ -84,7 +84,7 @@ def test_two_workers_give_what_one_process_gives_to_the_bit(command, alone, tmp_
 
 
 def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_too(tmp_path, capfd):
-    with spreading.elsewhere(killing, (tmp_path, ""), tmp_path, 2) as workers:
+    with spreading.worker_pool(killing, (tmp_path, ""), tmp_path, 2) as workers:
         result = dict(workers(JOBS))
     assert set(result) == set(JOBS)
     assert [result[j]["metrics"]["seed"] for j in JOBS if j.seed != 2] == [0, 1, 3]
@@ -92,7 +92,7 @@ def test_a_job_whose_process_dies_is_done_by_another_and_fails_when_that_dies_to
     assert [len((tmp_path / f"tried-{n}").read_text().split()) for n in range(4)] == [1, 2, 2, 1]
     assert "its process died" in capfd.readouterr().err
     with (
-        spreading.elsewhere(killing, (tmp_path, ASKED), tmp_path, 2) as workers,
+        spreading.worker_pool(killing, (tmp_path, ASKED), tmp_path, 2) as workers,
         pytest.raises(UserError, match="no room"),
     ):
         list(workers([JOBS[0], JOBS[3]]))

@@ -62,17 +62,17 @@ def taught(layout, folder, until=None):
     except KeyboardInterrupt:
         return None
     module = result.models["model"].module
-    weights = {n: p.detach() for n, p in module.named_parameters()} if distributed.here()[0] == 0 else None
+    weights = {n: p.detach() for n, p in module.named_parameters()} if distributed.group_rank()[0] == 0 else None
     return weights, [row["loss"] for row in result.history], [row["rows"] for row in result.history]
 
 
 def everything(root):
     """Run all cases for two processes."""
     broken = {
-        name: parity.compared([case], 0, 1, name)[0]
+        name: parity.compare([case], 0, 1, name)[0]
         for name, case in (("local", PAIRS[1]), ("averaged", PAIRS[1]), ("unsummed", PAIRS[2]), ("swapped", PAIRS[0]))
     }
-    comparisons = parity.compared(PAIRS, 0)
+    comparisons = parity.compare(PAIRS, 0)
     for layout in ("2x1x1", "1x2x1"):
         taught(layout, f"{root}/{layout}", until=3)
     # Stopped after three steps in one layout, resumed to the end in another
@@ -227,7 +227,7 @@ def test_the_configurations_that_are_shipped_are_read(preset, tmp_path, capsys):
 @pytest.mark.soak
 def test_eight_processes_take_the_steps_of_one():
     cases = [Case("llama", 2, 2, 2), Case("llama", 4, 1, 2), Case("gpt2", 2, 4, 1, schedule="gpipe")]
-    for result in processes.run(8, parity.compared, cases, 0)[0]:
+    for result in processes.run(8, parity.compare, cases, 0)[0]:
         assert result["loss"] < 1e-12 and result["gradient"] < 1e-10 and result["weights"] < 1e-10
 
 

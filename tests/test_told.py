@@ -58,7 +58,7 @@ def test_without_a_rate_one_for_the_models_size_acts(folder, tmp_path):
     ],
 )
 def test_a_plan_that_can_move_nothing_is_told(plan, expected, taught):
-    warnings = rates.told(taught("llama"), Fit(**{"lr": 1e-2} | plan), 20)
+    warnings = rates.plan_warning(taught("llama"), Fit(**{"lr": 1e-2} | plan), 20)
     assert warnings.startswith(expected) and bool(warnings) == bool(expected)
 
 

@@ -40,7 +40,7 @@ def test_a_reply_is_its_first_line_without_name_and_quotes():
 def test_the_protocol_scores_what_answers_and_what_is_a_model_by_the_same_prompts():
     pairs = [Parallel(source=f"s{i}", target=f"t{i}", source_lang="A", target_lang="B") for i in range(4)]
     pairs.append(Parallel(source="no reference", target=""))
-    protocol = protocols.named("translate")
+    protocol = protocols.by_name("translate")
     requests = []
 
     def predict(prompts):

@@ -303,5 +303,5 @@ FORMULAS = {
 
 @pytest.mark.parametrize("text", FORMULAS)
 def test_formulas_are_read_by_their_syntax(text):
-    function = formulas.found(text)
+    function = formulas.parse(text)
     assert (function(2.0) if function else None) == FORMULAS[text]

@@ -145,7 +145,7 @@ def test_counting_finds_the_books_own_people_and_types_their_counterparts():
 
 def test_a_language_model_is_asked_for_the_dictionary():
     oracle = Scripted(lambda prompt, i: "- Harry -> Jon\nx\nDobby -> Sam\nHogwarts -> Mystic Academy\nJon -> Tim")
-    assert dictionary.asked(oracle, [TARGET[0].text]) == {"Harry": "Jon", "Hogwarts": "Mystic Academy"}
+    assert dictionary.dictionary_from(oracle, [TARGET[0].text]) == {"Harry": "Jon", "Hogwarts": "Mystic Academy"}
     assert TARGET[0].text in oracle.asked[0]
 
 

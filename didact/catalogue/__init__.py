@@ -27,7 +27,7 @@ GROUP = "didact.methods"  # the entry point
 class Family(NamedTuple):
     """The goal of a family's methods; `sides` names a metric's two numbers, if they are not before and after."""
 
-    wanted: str
+    goal: str
     sides: tuple[str, str] | None = None
 
 

@@ -37,13 +37,13 @@ def of_module(module: str) -> list[dict[str, Any]]:
 
 def make_protocols() -> dict[str, dict[str, Any]]:
     """Return every protocol's entry, by name: what must be known of it without importing it."""
-    return {name: _protocol(name, protocols.named(name)) for name in protocols.names()}
+    return {name: _protocol(name, protocols.by_name(name)) for name in protocols.names()}
 
 
 def _protocol(name: str, entry: protocols.Protocol) -> dict[str, Any]:
     return {
         "kind": entry.kind, "primary": entry.primary, "held_out": entry.held_out, "scored": list(entry.scored),
-        "beside": list(entry.beside), "answers": entry.answers is not None,
+        "beside": list(entry.extra_sets), "answers": entry.answers is not None,
         "rank": protocols.RANKING.index(name) if name in protocols.RANKING else None,
     }  # fmt: skip
 

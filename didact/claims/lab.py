@@ -41,7 +41,7 @@ def blank(arch: build.Arch, texts: Iterable[str] = (), vocabulary: int = 259, **
 
 def tuned(base: Model, demos: Sequence[Demo], fit: Fit) -> Model:
     """Fine-tune `base` on demonstrations, where most claims start; cached."""
-    return kept(lambda: model_of(baselines.sft(base, demos, fit=fit)), *identity(base), demos, fit)
+    return cached_model(lambda: model_of(baselines.sft(base, demos, fit=fit)), *identity(base), demos, fit)
 
 
 def pretrained(base: Model, rows: Sequence[encode.TokenizedExample], fit: Fit, stream: str = "texts") -> Model:
@@ -56,13 +56,13 @@ def pretrained(base: Model, rows: Sequence[encode.TokenizedExample], fit: Fit, s
 _models: dict[Path, Model] = {}
 
 
-def kept(make: Callable[[], Model], *parts: Any) -> Model:
+def cached_model(make: Callable[[], Model], *parts: Any) -> Model:
     """Run `make` on one thread; cached on disk and in the process, by `parts` and the code of the training loop."""
     names = [*map(repr, parts), sources.code(inspect.getsource(training_loop))]
     path = cache.place("example", *names)
     if path is None or path not in _models:
         with episodes.one_thread():
-            model = load.kept("example", make, *names)
+            model = load.cached_model("example", make, *names)
         if path is None:
             return model
         while len(_models) >= KEPT:
@@ -72,7 +72,7 @@ def kept(make: Callable[[], Model], *parts: Any) -> Model:
 
 
 def identity(model: Model) -> tuple[str, str]:
-    """Return what identifies weights and vocabulary, for `kept`."""
+    """Return what identifies weights and vocabulary, for `cached_model`."""
     return model.fingerprint(), repr(sorted(model.tokenizer.get_vocab().items()))
 
 

@@ -71,7 +71,7 @@ def _main(words: list[str]) -> int:
 
 def _write_traceback(words: Sequence[str]) -> str:
     """Write the traceback to a file and say where; return the traceback itself if no file can be written."""
-    report = untrusted.shown(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
+    report = untrusted.printable(f"didact {' '.join(words)}\n\n{traceback.format_exc()}")
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="didact-crash-", suffix=".txt", delete=False, encoding="utf-8"

@@ -31,7 +31,7 @@ def evaluate(words: list[str]) -> int:
 
     console = untrusted.console(120)
     console.print(tables.metrics(plain(metrics)))
-    for warning in protocols.named(args.protocol).warns(metrics):
+    for warning in protocols.by_name(args.protocol).warns(metrics):
         console.print(f"warning: {warning}")
     return 0
 

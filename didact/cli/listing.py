@@ -32,7 +32,7 @@ def methods(words: list[str]) -> int:
     lines: list[str] = []
     for family in families:
         members = [e for e in entries if e["family"] == family]
-        title = catalogue.FAMILIES[family].wanted if family in catalogue.FAMILIES else ""
+        title = catalogue.FAMILIES[family].goal if family in catalogue.FAMILIES else ""
         lines += [*([""] if lines else []), f"{family}: {title}"] * bool(members)
         lines += [line for e in members for line in (_full(e) if args.family else [_one_line(e)])]
     print("\n".join(lines))

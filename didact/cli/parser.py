@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     def parse(self, words: list[str], data: Sequence[str] = ()) -> argparse.Namespace:
         """Parse; the error for an unknown option names the nearest one."""
         known = [o for action in self._actions for o in action.option_strings]
-        return self.parse_args(flags.spelled(words, known, data))
+        return self.parse_args(flags.normalise(words, known, data))
 
     def add_common(self, names: Sequence[str]) -> None:
         """Add these common options of `didact run`, with its help texts; those not given are None."""

@@ -25,7 +25,7 @@ def run(words: list[str]) -> int:
     if {"-h", "--help"} & set(words):
         print(parser.describe())
         return 0
-    request = parser.parse(flags.spelled(words[1:], parser.names(), parser.records), preset or None)
+    request = parser.parse(flags.normalise(words[1:], parser.names(), parser.records), preset or None)
     if request.print_config:
         print(parser.config(request), end="")
         return 0
@@ -63,7 +63,7 @@ def _show_report(report: dict[str, Any], out: str) -> None:
         )
     samples = Path(out) / "samples.json"
     if samples.exists() and (rows := read_json(samples)):
-        console.print(tables.samples(rows, sides), *tables.answered(report.get("answered", {})), "", sep="\n")
+        console.print(tables.samples(rows, sides), *tables.match_lines(report.get("answered", {})), "", sep="\n")
     console.print(tables.metrics(plain(report["metrics"]), sides), "")
     for warning in report["warnings"]:
         console.print(f"warning: {warning}")

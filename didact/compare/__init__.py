@@ -13,13 +13,13 @@ from typing import Any
 
 from didact.compare import score
 from didact.compare.board import leaderboard
-from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, Given, Job, Setting, Unit, Work
+from didact.compare.work import TUNING_SEED, UNTOUCHED, Arm, FixedModel, Job, Setting, Unit, Work
 from didact.evaluate import protocols
 from didact.learn import rates
 from didact.models.model import Model
 from didact.types import UserError
 
-__all__ = ["Arm", "Given", "Job", "Setting", "check", "do", "plan", "rates_for", "run"]
+__all__ = ["Arm", "FixedModel", "Job", "Setting", "check", "do", "plan", "rates_for", "run"]
 
 
 def rates_for(model: Model, points: int = 3) -> list[float]:
@@ -28,13 +28,13 @@ def rates_for(model: Model, points: int = 3) -> list[float]:
     return [float(f"{middle * 4.0 ** (i - (points - 1) / 2):.1e}") for i in range(points)]
 
 
-def check(arms: Sequence[Arm | Given], setting: Setting) -> None:
+def check(arms: Sequence[Arm | FixedModel], setting: Setting) -> None:
     """Refuse a comparison that cannot run, before any work.
 
     Raises:
         UserError: the protocol cannot score these records or an arm, the records lack an arm's input, or a bad option.
     """
-    protocol = protocols.named(setting.protocol)
+    protocol = protocols.by_name(setting.protocol)
     if protocol.primary is None or not protocol.records(setting.records):
         raise UserError(f"protocol '{setting.protocol}' cannot score {', '.join(setting.records)} records")
     if setting.folds < 0 or setting.folds == 1:
@@ -52,7 +52,7 @@ def check(arms: Sequence[Arm | Given], setting: Setting) -> None:
         setting.split(part)
 
 
-def plan(arms: Sequence[Arm | Given], setting: Setting) -> dict[str, int]:
+def plan(arms: Sequence[Arm | FixedModel], setting: Setting) -> dict[str, int]:
     """Count the units of each kind."""
     training, tests = sum(arm.trains for arm in arms), len(setting.tests)
     return {
@@ -63,7 +63,7 @@ def plan(arms: Sequence[Arm | Given], setting: Setting) -> dict[str, int]:
 
 
 def run(
-    arms: Sequence[Arm | Given], setting: Setting, report: Callable[[str], None] = lambda _: None
+    arms: Sequence[Arm | FixedModel], setting: Setting, report: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Run the whole comparison; return the leaderboard, best arm first.
 
@@ -100,24 +100,24 @@ def run(
     return leaderboard(setting, primary, units, chosen, failures, reference.name) | {"time": work.spent}
 
 
-def do(arms: Sequence[Arm | Given], setting: Setting, job: Job) -> dict[str, Any]:
+def do(arms: Sequence[Arm | FixedModel], setting: Setting, job: Job) -> dict[str, Any]:
     """Run one job of a comparison that another process leads; store its outcome and return it."""
     by_name = {arm.name: arm for arm in (_reference(arms, setting), *arms)}
     return _work(arms, setting, lambda _: None).do(job, by_name[job.arm])
 
 
-def _work(arms: Sequence[Arm | Given], setting: Setting, report: Callable[[str], None]) -> Work:
+def _work(arms: Sequence[Arm | FixedModel], setting: Setting, report: Callable[[str], None]) -> Work:
     answers, counts = any(arm.predicts for arm in arms), plan(arms, setting)
     primary = score.primary_of(setting.protocol, answers, setting.answer, setting.by_text, setting.metrics)
     return Work(setting, report, primary, sum(counts.values()) - counts["probes"])
 
 
-def _reference(arms: Sequence[Arm | Given], setting: Setting) -> Arm | Given:
+def _reference(arms: Sequence[Arm | FixedModel], setting: Setting) -> Arm | FixedModel:
     """The arm that all others are compared with: the untouched model, else the first arm."""
-    return Given(name=UNTOUCHED, open=lambda: setting.model) if setting.untouched else arms[0]
+    return FixedModel(name=UNTOUCHED, open=lambda: setting.model) if setting.untouched else arms[0]
 
 
-def _search_rates(work: Work, arms: Sequence[Arm | Given], sign: float) -> dict[str, dict[str, Any]]:
+def _search_rates(work: Work, arms: Sequence[Arm | FixedModel], sign: float) -> dict[str, dict[str, Any]]:
     """Return each arm's learning rate with the best tuning score and the steps its budget allows, or its error."""
     trained = [arm for arm in arms if isinstance(arm, Arm) and arm.trains]
     plans = dict(zip([arm.name for arm in trained], work.steps_of(trained), strict=True))

@@ -135,7 +135,7 @@ def _values(units: Mapping[str, Sequence[Outcome]]) -> dict[str, list[float]]:
 
 def _record_groups(setting: Setting) -> list[str]:
     """The group of each record of all tests, test after test."""
-    protocol, out = protocols.named(setting.protocol), []
+    protocol, out = protocols.by_name(setting.protocol), []
     for _, part in setting.tests:
         rows = protocol.of(protocol.records(setting.split(part).test))
         group = setting.group if all(setting.group in as_row(r) for r in rows) else None
@@ -155,7 +155,7 @@ def _warnings(protocol: str, units: Mapping[str, Sequence[Outcome]]) -> list[str
     for name in units.keys() - {UNTOUCHED}:
         metrics = {m: Metric(after=v, before=start.get(m)) for m, v in means(name).items()}
         answers = [s["answer"] for s in units[name][0].get("samples", [])]
-        for text in protocols.named(protocol).warns(metrics) + collapse.warns(start_answers, answers):
+        for text in protocols.by_name(protocol).warns(metrics) + collapse.warns(start_answers, answers):
             arms_by_text.setdefault(text, []).append(name)
     return [
         text if len(arms) == len(units) - 1 else f"{', '.join(sorted(arms))}: {text}"

@@ -23,7 +23,7 @@ def primary_of(
 ) -> str:
     """The measure arms are ranked by: the user's first metric; `final_answer` where `answer` says how to extract it;
     a measure of answers where some arm has no model; a measure of text where tokenizers differ."""
-    spec = protocols.named(protocol)
+    spec = protocols.by_name(protocol)
     if not spec.scored and (metric := next(iter(metrics), None)):
         return metric
     if answer is not None:
@@ -53,7 +53,7 @@ def score(
         by_text: measure text alone.
         samples: whether to return sample answers.
     """
-    spec, draw = protocols.named(protocol), _samples if samples else _no_samples
+    spec, draw = protocols.by_name(protocol), _samples if samples else _no_samples
     if callable(subject):
         assert spec.answers is not None
         own_metrics = own.score(scoring.metrics, subject, spec, scoring)
@@ -63,10 +63,10 @@ def score(
         own_metrics = own.score(scoring.metrics, _first_draws(lm), spec, scoring)
         return spec.ask(lm, scoring) | own_metrics, draw(spec, scoring, _first_draws(lm))
     out = _model_measures(spec, subject, scoring, primary)
-    out |= protocols.named("collapse").score(subject, scoring)
+    out |= protocols.by_name("collapse").score(subject, scoring)
     if subject.kind == "encoder":  # a reward model generates no answers
         return out, []
-    out |= scoring.kept_general(subject)
+    out |= scoring.general_measures(subject)
     answer = predict or _greedy(subject, scoring)
     out |= own.score(scoring.metrics, answer, spec, scoring)
     if judge is not None:
@@ -80,7 +80,7 @@ def ranking(
     protocol: str, subject: Model | Predict, scoring: Scoring, primary: str, predict: Predict | None = None
 ) -> dict[str, Measure]:
     """Compute only the group of measures that has the primary one: a learning-rate search needs no more."""
-    spec = protocols.named(protocol)
+    spec = protocols.by_name(protocol)
     if callable(subject):
         assert spec.answers is not None
         return spec.answers(subject, scoring) | own.score(scoring.metrics, subject, spec, scoring)

@@ -77,7 +77,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class FixedModel:
     """A model that is scored without training: the untouched one, a folder, a server. Opened when it is scored."""
 
     name: str
@@ -176,12 +176,12 @@ class Setting:
         if self.whole:
             return []
         tune, test = self.split("tune").test, self.split(0).test
-        return [name for name in protocols.named(self.protocol).scored if name in tune and tune[name] is test[name]]
+        return [name for name in protocols.by_name(self.protocol).scored if name in tune and tune[name] is test[name]]
 
     def split(self, part: Part) -> Split:
         """The records of a test seed (by its number) or of tuning."""
-        protocol = protocols.named(self.protocol)
-        return split(self.records, part, self.folds, self.group, (*protocol.scored, *protocol.beside))
+        protocol = protocols.by_name(self.protocol)
+        return split(self.records, part, self.folds, self.group, (*protocol.scored, *protocol.extra_sets))
 
     @property
     def tests(self) -> list[tuple[int, Part]]:
@@ -209,7 +209,7 @@ class Setting:
 class Unit(NamedTuple):
     """One training run (none for `Given`) and its scoring, with a test seed or on the tuning records."""
 
-    arm: Arm | Given
+    arm: Arm | FixedModel
     lr: float | None
     steps: int | None
     seed: int
@@ -258,7 +258,7 @@ class Work:
         outcomes = self._run_all({_steps_job(arm): functools.partial(self.steps, arm) for arm in arms})
         return [outcomes[_steps_job(arm)] for arm in arms]
 
-    def do(self, job: Job, arm: Arm | Given) -> dict[str, Any]:
+    def do(self, job: Job, arm: Arm | FixedModel) -> dict[str, Any]:
         """Run a job for another process and return its outcome."""
         if job.part == "steps":
             assert isinstance(arm, Arm)
@@ -294,7 +294,7 @@ class Work:
             self._add_time(job, cached)
             return cached
         start, resumed = time.monotonic(), self._checkpoints(path.stem).exists()
-        with progress.shown(f"unit {self.finished + 1} of {self.total}, {unit.name}"):
+        with progress.labelled(f"unit {self.finished + 1} of {self.total}, {unit.name}"):
             outcome = attempt(lambda: self._train_and_score(unit, path.stem))
         outcome |= {"resumed": True} if resumed else {}  # its meter covers only the part after resuming
         files.write_json(path, outcome)
@@ -357,7 +357,7 @@ class Work:
             finally:
                 shutil.rmtree(self._checkpoints(name), ignore_errors=True)
 
-        with progress.shown(f"how many steps of {arm.name} the budget allows"):
+        with progress.labelled(f"how many steps of {arm.name} the budget allows"):
             plan = steps_within(self.setting.budget, arm.name, probe) | {"seconds": time.monotonic() - start}
         files.write_json(self.path(_steps_job(arm).name), plan)
         return plan
@@ -367,13 +367,13 @@ class Work:
         first = unit.part != "tune" and unit.seed == setting.seeds[0]
         costs, predict, options = dict.fromkeys(COSTS, 0.0), None, {}
         start, generated = time.monotonic(), cost.spent("generation")
-        if isinstance(arm, Given):
+        if isinstance(arm, FixedModel):
             subject: Any = arm.open()
         else:
             result, meter = self._train(unit, setting.split(unit.part).train, name)
             costs = {k: float(getattr(meter, k)) for k in costs}
             model, predict, options = result.models.get("model"), result.predict, self._options(arm)
-            scores_answers = protocols.named(setting.protocol).answers is not None
+            scores_answers = protocols.by_name(setting.protocol).answers is not None
             if not isinstance(model, Model) and (predict is None or not scores_answers):
                 raise UserError(f"{arm.name} gives no model, so it cannot be scored by '{setting.protocol}'")
             subject = model if isinstance(model, Model) else predict
@@ -390,7 +390,7 @@ class Work:
         outcome["seconds"] = {
             "training": costs["seconds"], "scoring": scoring_time, "generation": cost.spent("generation") - generated,
         }  # fmt: skip
-        if isinstance(arm, Given):  # it does not vary with the seed: intervals are over records
+        if isinstance(arm, FixedModel):  # it does not vary with the seed: intervals are over records
             outcome["values"] = list(measures[self.primary].values) if self.primary in measures else []
         if first:
             outcome["samples"] = samples

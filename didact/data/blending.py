@@ -32,7 +32,7 @@ class Blend:
         available = [i for i in (range(len(self.weights)) if among is None else among) if self.weights[i] > 0]
         return max(available, key=lambda d: (self.weights[d] * total - self.taken[d], -d))
 
-    def took(self, source: int, size: float = 1) -> None:
+    def count_taken(self, source: int, size: float = 1) -> None:
         """Count `size` as taken from a source."""
         self.taken[source] += size
 
@@ -42,7 +42,7 @@ def order(weights: Sequence[float], count: int) -> Iterator[int]:
     blend = Blend(weights)
     for _ in range(count):
         source = blend.next()
-        blend.took(source)
+        blend.count_taken(source)
         yield source
 
 

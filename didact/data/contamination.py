@@ -215,7 +215,7 @@ def near_duplicates(texts: Sequence[str], similar: float = 0.8, hashes: int = 10
     return out
 
 
-def spotted(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
+def contains_phrase(phrases: Sequence[Sequence[str]], corpus: Iterable[str]) -> list[bool]:
     """Whether any of an item's phrases occurs in the text, up to white space and case."""
     hits = [False] * len(phrases)
     normalised = [[" ".join(forms.folded(p.lower()).split()) for p in group] for group in phrases]

@@ -21,7 +21,7 @@ SIDES = ("x", "y")  # under x response a is preferred, under y response b
 SORTS = ("criteria", "scenario")
 
 
-def asked(prompt: str, context: str | None, template: str = TEMPLATE) -> str:
+def with_context(prompt: str, context: str | None, template: str = TEMPLATE) -> str:
     """Add the context to a prompt as the criterion of the judgement; without a context the prompt stays.
 
     The context comes after the prompt, since text that is too long is cut at its beginning.

@@ -67,7 +67,7 @@ def _fitted(
     tokenizer: PreTrainedTokenizerBase, head: list[int], body: list[int], kind: str, context: int
 ) -> TokenizedExample:
     """Truncate the prompt so that both parts fit into the context."""
-    check_known(tokenizer, [*head, *body])
+    check_vocabulary(tokenizer, [*head, *body])
     if not head:  # without a start token the first one can be read but not predicted
         head, body = body[:1], body[1:]
         if not body:
@@ -193,7 +193,7 @@ def scored_windows(
         if tokenizer.eos_token_id is not None:
             stream.append(tokenizer.eos_token_id)
             scores.append(end)
-    check_known(tokenizer, stream)
+    check_vocabulary(tokenizer, stream)
     start = tuple(_start(tokenizer))
     if not start and tokenizer.eos_token_id is not None:
         start = (tokenizer.eos_token_id,)
@@ -304,7 +304,7 @@ def fitted(tokenizer: PreTrainedTokenizerBase, settings: Any, count: int | None)
     return cast("PreTrainedTokenizerBase", target)
 
 
-def check_known(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> None:
     """Refuse tokens that the model has no embedding for.
 
     Raises:

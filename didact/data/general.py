@@ -31,7 +31,7 @@ def texts(path: str | None, use: Literal["keep", "replay"]) -> list[str]:
     return [row["text"] for row in rows if row["for"] == use]
 
 
-def apart(path: str | None, records: Iterable[Record], measured: Sequence[str]) -> None:
+def check_no_leak(path: str | None, records: Iterable[Record], measured: Sequence[str]) -> None:
     """Refuse to replay text that is tested on, or on which retention is measured.
 
     Args:

@@ -143,7 +143,7 @@ def read(text: str, names: Sequence[str]) -> int | None:
     return best
 
 
-def shown(context: Any) -> str:
+def format_context(context: Any) -> str:
     """A context vector as text."""
     return " ".join(f"{x:.2f}" for x in context)
 

@@ -37,7 +37,7 @@ def folded(word: str) -> str:
     return words.folded(text).strip().casefold()
 
 
-def cycled(
+def cycle_check(
     translations: Sequence[tuple[str, str | None, float]], back: Mapping[str, str | None], copies: bool = False
 ) -> list[Pair]:
     """Check which translations lead back to their word.

@@ -25,7 +25,7 @@ MARK = "big-bench-canary"  # a field that marks records that are not data
 SHORTEST = 3  # fewest words of a sentence that is cut out of a book: shorter ones are phrases
 
 
-def asked_words(sentence: str) -> list[str]:
+def lookup_words(sentence: str) -> list[str]:
     """The words to look up: split at blanks, without full stops and commas; scripts without blanks letter by letter."""
     plain = STRIPPED.sub("", sentence.strip())
     return words.tokens(plain) if any(map(words.alone, plain)) else plain.split()
@@ -129,12 +129,12 @@ class Materials:
         return replace(self, source=self.target, target=self.source, wordlist=turned[0], pairs=turned[1])
 
     @property
-    def there(self) -> list[Material]:
+    def available(self) -> list[Material]:
         """The kinds of material that are not empty."""
         return [m for m in LETTERS.values() if getattr(self, m)]
 
     @functools.cached_property
-    def found(self) -> dict[str, Lookup]:
+    def lookups(self) -> dict[str, Lookup]:
         """The lookup of each kind of material."""
         keys: dict[str, Sequence[str]] = {m: [p.source for p in getattr(self, m)] for m in ("wordlist", "pairs")}
         keys |= {"passages": self.passages, "explanations": self.explanations}
@@ -157,10 +157,10 @@ class Materials:
         counts: dict[Material, int] = {"wordlist": words_each, "pairs": pairs_each}
         counts |= {"passages": passages, "explanations": passages}
         for material, k in counts.items():
-            if material not in used or material not in self.found:
+            if material not in used or material not in self.lookups:
                 continue
-            queries = asked_words(sentence) if material in ("wordlist", "pairs") else [sentence]
-            places = [i for some in self.found[material](queries, k) for i in some]
+            queries = lookup_words(sentence) if material in ("wordlist", "pairs") else [sentence]
+            places = [i for some in self.lookups[material](queries, k) for i in some]
             out += [Block(material, self._text(material, i)) for i in places]
         return list(dict.fromkeys(out)) if once else out
 
@@ -179,7 +179,7 @@ class Materials:
 def prompt(of: Materials, sentence: str, blocks: Sequence[Block], book: str = "") -> str:
     """Build a prompt: first the book, which is the same for all sentences; then the task, the blocks, and again the
     sentence with its translation to follow. Without any material it is the plain prompt."""
-    query = translation.asked(sentence, of.source, of.target)
+    query = translation.build_prompt(sentence, of.source, of.target)
     if not blocks and not book:
         return query
     heads = {
@@ -230,7 +230,7 @@ def facing(records: Sequence[Parallel], names: tuple[str, str]) -> list[Parallel
     return [turn(p) if back_to_front(p, names) else p for p in records]
 
 
-def apart(pairs: Sequence[Parallel], test: Sequence[Parallel]) -> list[Parallel]:
+def without_test(pairs: Sequence[Parallel], test: Sequence[Parallel]) -> list[Parallel]:
     """Drop canaries and pairs with a side that is a sentence of the test; single words do not count as sentences."""
     held = {_flat(side) for p in test for side in (p.source, p.target) if len(side.split()) > 1}
     return [p for p in pairs if MARK not in p.extra and not {_flat(p.source), _flat(p.target)} & held]
@@ -259,7 +259,7 @@ def word_by_word(of: Materials, sentence: str) -> str:
     entries: dict[str, str] = {}
     for p in of.wordlist:
         entries.setdefault(_flat(p.source), p.target)
-    return " ".join(entries.get(_flat(w), w) for w in asked_words(sentence))
+    return " ".join(entries.get(_flat(w), w) for w in lookup_words(sentence))
 
 
 def _flat(text: str) -> str:

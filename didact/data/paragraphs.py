@@ -24,7 +24,7 @@ def of(documents: Iterable[Passage], sentences: int = 6) -> list[Passage]:
     return list(out.values())
 
 
-def telling(paragraphs: Sequence[Passage], question: str, answers: Sequence[str], shortest: int = 5) -> set[str]:
+def leaking_pages(paragraphs: Sequence[Passage], question: str, answers: Sequence[str], shortest: int = 5) -> set[str]:
     """Addresses (or texts, without one) of pages that contain a question of at least `shortest` words and its answer:
     such a page may be the test itself."""
     query = _flat(question)

@@ -74,7 +74,7 @@ class Parameter:
         value = math.exp(rng.uniform(math.log(low), math.log(high))) if self.log else float(rng.uniform(low, high))
         return min(max(round(value), int(self.low)), int(self.high)) if self.type == "int" else value
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe the parameter's range in words."""
         if self.type == "choice":
             text = "one of " + ", ".join(map(str, self.choices))

@@ -17,7 +17,7 @@ from didact.data import words
 from didact.types import Record, UserError, as_row
 
 R = TypeVar("R", bound=Record)
-SAID = ("prompt", "question", "text", "task", "x", "source", "lemma")
+PROMPT_FIELDS = ("prompt", "question", "text", "task", "x", "source", "lemma")
 
 
 def keys(records: Sequence[Record], group: str | None = None, name: str = "records") -> list[str]:
@@ -32,7 +32,9 @@ def keys(records: Sequence[Record], group: str | None = None, name: str = "recor
         UserError: a record lacks the field.
     """
     if group is None:
-        return [words.folded(next((str(getattr(r, n)) for n in SAID if hasattr(r, n)), repr(r))) for r in records]
+        return [
+            words.folded(next((str(getattr(r, n)) for n in PROMPT_FIELDS if hasattr(r, n)), repr(r))) for r in records
+        ]
     values = [as_row(r).get(group) for r in records]
     if None in values:
         raise UserError(f"{name}: record {values.index(None) + 1} has no field '{group}' to be grouped by")

@@ -17,20 +17,20 @@ def names(records: Sequence[Parallel], source: str = "", target: str = "") -> tu
     return source or languages[0] or SOURCE, target or languages[1] or TARGET
 
 
-def asked(text: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
+def build_prompt(text: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
     """Build a prompt: pairs of sentences in two lines each, then the sentence, and the target language's name."""
     blocks = [f"{source}: {one_line(x)}\n{target}: {one_line(y)}\n\n" for x, y in examples]
     return "".join(blocks) + f"{source}: {one_line(text)}\n{target}:"
 
 
-def asked_word(word: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
+def word_prompt(word: str, source: str, target: str, examples: Iterable[tuple[str, str]] = ()) -> str:
     """Build a prompt for a word."""
-    return asked(word, f"{source} word", f"{target} word", examples)
+    return build_prompt(word, f"{source} word", f"{target} word", examples)
 
 
 def prompt(record: Parallel) -> str:
     """The prompt of a record without examples: the key of its prediction."""
-    return asked(record.source, record.source_lang or SOURCE, record.target_lang or TARGET)
+    return build_prompt(record.source, record.source_lang or SOURCE, record.target_lang or TARGET)
 
 
 def sentence(prompt: str) -> str:

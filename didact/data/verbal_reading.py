@@ -14,12 +14,12 @@ from didact.data.verbal_words import Words, filled
 NUMBER = re.compile(r"[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
-def shown(value: Any, decimals: int) -> str:
+def format_value(value: Any, decimals: int) -> str:
     """Format an input or target: numbers with `decimals` decimals, rows of them in brackets, texts unchanged."""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, Iterable):
-        return "[" + ", ".join(shown(part, decimals) for part in value) + "]"
+        return "[" + ", ".join(format_value(part, decimals) for part in value) + "]"
     return f"{float(value):.{decimals}f}"
 
 
@@ -63,7 +63,8 @@ class Targets:
         self.numbers = bool(values) and all(value is not None for value in parsed)
         self.values = [value for value in parsed if value is not None] if self.numbers else []
         self.texts = [
-            shown(value if self.numbers else texts.key(str(value)), decimals) for value in (self.values or values)
+            format_value(value if self.numbers else texts.key(str(value)), decimals)
+            for value in (self.values or values)
         ]
         self.labels = [] if self.numbers else sorted(set(self.texts))
 
@@ -71,7 +72,7 @@ class Targets:
     def usual(self) -> str:
         """The default prediction: the mean, or the most common label."""
         if self.numbers:
-            return shown(sum(self.values) / len(self.values), self.decimals)
+            return format_value(sum(self.values) / len(self.values), self.decimals)
         return Counter(self.texts).most_common(1)[0][0]
 
     def form(self, words: Words) -> str:
@@ -88,7 +89,7 @@ class Targets:
         line = parts[1].partition("\n")[0]
         if self.numbers:
             value = number(line)
-            return None if value is None else shown(value, self.decimals)
+            return None if value is None else format_value(value, self.decimals)
         answer = texts.key(line).strip("[]\"'`*. ").casefold()
         return next((label for label in self.labels if texts.key(label).casefold() == answer), None)
 

@@ -74,7 +74,7 @@ def checker(spec: str | AnswerCheck) -> AnswerCheck:
     builtin = {"final": right, "number": last_number, **checkers.CHECKERS}
     if spec in builtin:
         return builtin[spec]
-    check = functions.imported(spec, "checker")
+    check = functions.import_function(spec, "checker")
 
     def safe(text: str, demo: Demo) -> bool:
         try:

@@ -55,7 +55,7 @@ def margins(
     """
     record_contexts = overrides if overrides is not None else [p.context for p in preferences]
     prompts = [
-        contexts.asked(p.prompt, c, template) if template else p.prompt
+        contexts.with_context(p.prompt, c, template) if template else p.prompt
         for p, c in zip(preferences, record_contexts, strict=True)
     ]
     scores = judge(prompts, [p.chosen for p in preferences], [p.rejected for p in preferences])

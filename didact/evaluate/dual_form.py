@@ -24,10 +24,10 @@ from torch import Tensor
 from didact.data import words
 from didact.data.encode import TokenizedExample
 from didact.evaluate import similarity, statistics
-from didact.evaluate.three_way import Episode, LanguageReader, Reading, Way, unshown
+from didact.evaluate.three_way import Episode, LanguageReader, Reading, Way, without_demos
 from didact.learn import subset
 from didact.models import attention, projections
-from didact.models.attention import Seen
+from didact.models.attention import LayerRecord
 
 Verdict = Literal["supported", "not supported", "inconclusive"]
 SURELY = 0.02  # not supported: the interval of the difference to a control ends below this
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
     rest: Tensor
 
 
-def split(layer: Seen, demos: slice) -> Parts:
+def split(layer: LayerRecord, demos: slice) -> Parts:
     """Split attention into a mixture of the demonstrations' columns and the others."""
     weights, values = layer.weights()[0].double(), layer.value[0].double()
     inside = torch.zeros(weights.shape[-1], dtype=torch.bool)
@@ -70,7 +70,7 @@ class Traces(NamedTuple):
 
     updates: Tensor
     scores: Tensor
-    seen: list[Seen]
+    seen: list[LayerRecord]
 
 
 def trace(reader: LanguageReader, prompt: Sequence[int], model: Any = None) -> Traces:
@@ -97,7 +97,7 @@ class Before:
 
 def before(reader: LanguageReader, episode: Episode) -> Before:
     """Read an episode with demonstrations (ICL) and without (zero-shot, ZSL)."""
-    alone, whole = ([row[0].prompt for row in reader.rows(e)] for e in (unshown(episode), episode))
+    alone, whole = ([row[0].prompt for row in reader.rows(e)] for e in (without_demos(episode), episode))
     prompts = list(zip(alone, whole, strict=True))
     traces = [(trace(reader, a), trace(reader, b)) for a, b in prompts]
     return Before(reader.without(episode), reader.shown(episode), prompts, traces, reader.lessons(episode))
@@ -128,7 +128,7 @@ def after(reader: LanguageReader, episode: Episode, base: Before, way: Way, rows
         change = sum(float((p.weight.detach() - w).square().sum()) for p, w in zip(parts, start, strict=True))
         size = math.sqrt(change / sum(float(w.square().sum()) for w in start))
         return After(
-            reader.read(unshown(episode)),
+            reader.read(without_demos(episode)),
             [trace(reader, alone) for alone, _ in base.prompts],
             queries[-len(rows) :],
             size,
@@ -140,7 +140,7 @@ def after(reader: LanguageReader, episode: Episode, base: Before, way: Way, rows
 # --- the measures -----------------------------------------------------------------------------------------
 
 
-def updates_alike(base: Before, tuned: Sequence[Tensor]) -> Tensor:
+def update_similarity(base: Before, tuned: Sequence[Tensor]) -> Tensor:
     """SimAOU by layer `(L,)`: cosine of ICL's and the tuned model's change of attention outputs, mean over queries."""
     rows = [
         similarity.update_cosine(icl.updates, update, zero.updates)
@@ -160,7 +160,7 @@ def random_updates(base: Before, kind: Literal["uniform", "normal"], seed: int) 
     return out
 
 
-def scores_alike(base: Before, without: Sequence[Traces]) -> float:
+def score_similarity(base: Before, without: Sequence[Traces]) -> float:
     """SimAM: cosine of the attention scores of the query's own tokens, with demonstrations and `without`."""
     cosines = []
     for (_, icl), traces in zip(base.traces, without, strict=True):
@@ -170,7 +170,7 @@ def scores_alike(base: Before, without: Sequence[Traces]) -> float:
     return float(np.mean(cosines))
 
 
-def ranks_alike(base: Before, tuned: After) -> float:
+def rank_similarity(base: Before, tuned: After) -> float:
     """Kendall's tau between ICL's attention to the demonstrations' tokens and the products of the tuned model's query
     with its queries during fine-tuning; NaN if the tokens cannot be located in the prompt."""
     taus = []

@@ -78,14 +78,16 @@ def _draw(
         return [t.updates for t in after.traces]
 
     layers = {
-        "fine-tuned": dual_form.updates_alike(base, updates(tuned)),
-        "wrong labels": dual_form.updates_alike(
+        "fine-tuned": dual_form.update_similarity(base, updates(tuned)),
+        "wrong labels": dual_form.update_similarity(
             base, updates(dual_form.after(reader, episode, base, way, wrong_labels))
         ),
-        "other text": dual_form.updates_alike(base, updates(dual_form.after(reader, episode, base, way, other_text))),
-        "untrained model": dual_form.updates_alike(blank_base, updates(blank_tuned)),
-        "random normal": dual_form.updates_alike(base, dual_form.random_updates(base, "normal", seed)),
-        "random uniform": dual_form.updates_alike(base, dual_form.random_updates(base, "uniform", seed)),
+        "other text": dual_form.update_similarity(
+            base, updates(dual_form.after(reader, episode, base, way, other_text))
+        ),
+        "untrained model": dual_form.update_similarity(blank_base, updates(blank_tuned)),
+        "random normal": dual_form.update_similarity(base, dual_form.random_updates(base, "normal", seed)),
+        "random uniform": dual_form.update_similarity(base, dual_form.random_updates(base, "uniform", seed)),
     }
     for name, value in layers.items():
         out.layers.setdefault(name, []).append(value.tolist())
@@ -93,11 +95,12 @@ def _draw(
     out.shares.append(attention["share"])
     out.rows.append({
         "zero": base.zero.accuracy, "icl": base.icl.accuracy, "tuned": tuned.reading.accuracy, "update": tuned.size,
-        "SimAM": dual_form.scores_alike(base, tuned.traces),
-        "SimAM without tuning": dual_form.scores_alike(base, [zero for zero, _ in base.traces]),
-        "SimAM, untrained model": dual_form.scores_alike(blank_base, blank_tuned.traces),
-        "Kendall": dual_form.ranks_alike(base, tuned), "Kendall, random": _random_ranks(base, seed),
-        "Kendall, untrained model": dual_form.ranks_alike(blank_base, blank_tuned), "mixture error": attention["error"],
+        "SimAM": dual_form.score_similarity(base, tuned.traces),
+        "SimAM without tuning": dual_form.score_similarity(base, [zero for zero, _ in base.traces]),
+        "SimAM, untrained model": dual_form.score_similarity(blank_base, blank_tuned.traces),
+        "Kendall": dual_form.rank_similarity(base, tuned), "Kendall, random": _random_ranks(base, seed),
+        "Kendall, untrained model": dual_form.rank_similarity(blank_base, blank_tuned),
+        "mixture error": attention["error"],
     })  # fmt: skip
     out.pairs += [
         (bool(a), bool(b))

@@ -33,10 +33,10 @@ def rows_of(model: Model, records: Sequence[Demo], name: str = "records") -> lis
 
 def answers(model: Model, records: Sequence[Demo], name: str = "records", end: bool = True) -> dict[str, Array]:
     """Measures of how well each record's answer is known, `(N,)` each, with or without its end token: see `known`."""
-    return known(model, records, name)[end]
+    return answer_scores(model, records, name)[end]
 
 
-def known(model: Model, records: Sequence[Demo], name: str = "records") -> dict[bool, dict[str, Array]]:
+def answer_scores(model: Model, records: Sequence[Demo], name: str = "records") -> dict[bool, dict[str, Array]]:
     """Measures of how well each record's answer is known, `(N,)` each: with its end token (True) and without (False).
 
     `probability` exp(-mean nll), `accuracy` share of answer tokens that are the first choice,

@@ -68,7 +68,7 @@ def attention(model: Model, rows: Sequence[TokenizedExample], sizes: Sequence[in
 
 
 @dataclass(frozen=True)
-class Kept:
+class RecordedStates:
     """Hidden states of models at N tokens of the prompts.
 
     Attributes:
@@ -80,7 +80,7 @@ class Kept:
     places: NDArray[np.int64]
 
 
-def kept(arms: Mapping[str, Model], prompts: Prompts, seed: int) -> Kept:
+def record_states(arms: Mapping[str, Model], prompts: Prompts, seed: int) -> RecordedStates:
     """Record the hidden states of every arm, and of an untrained copy of the first, at every token of every prompt."""
     models = dict(arms) | {"untrained": untrained.untrained(next(iter(arms.values())), seed)}
     # Tokens before a row's own have no label.
@@ -89,13 +89,13 @@ def kept(arms: Mapping[str, Model], prompts: Prompts, seed: int) -> Kept:
     units = [[(start + t,) for t in range(count)] for start, count in zip(before, lengths.tolist(), strict=True)]
     tokens = [[*row.prompt, *row.completion] for row in prompts.rows]
     stores = {name: hidden.record(model, tokens, units) for name, model in models.items()}
-    return Kept(
+    return RecordedStates(
         {name: {layer: _reader(store, layer) for layer in store.layers} for name, store in stores.items()},
         np.array([(i, t) for i, row in enumerate(units) for t in range(len(row))]),
     )
 
 
-def followers(prompts: Prompts, recorded: Kept, n: int, seed: int) -> dict[str, Any]:
+def followers(prompts: Prompts, recorded: RecordedStates, n: int, seed: int) -> dict[str, Any]:
     """`probes.examine` of which symbol followed the last n tokens most often, for every model, at every layer.
 
     The control task labels every n-gram at random.
@@ -110,7 +110,7 @@ def followers(prompts: Prompts, recorded: Kept, n: int, seed: int) -> dict[str, 
     return probes.examine(recorded.reads, labels_at, kinds, recorded.places[:, 0].tolist(), seed=seed)
 
 
-def states(prompts: Prompts, recorded: Kept, seed: int) -> dict[str, Any]:
+def states(prompts: Prompts, recorded: RecordedStates, seed: int) -> dict[str, Any]:
     """`probes.examine` of whether the automaton's states at two positions are equal, for every model, at every layer.
 
     The control task labels every pair of last two tokens at random. `same_ngram` is the accuracy of predicting equal
@@ -154,7 +154,7 @@ def last(prompts: Prompts, prompt: int, place: int, n: int) -> tuple[int, ...]:
     return tuple(prompts.ids[prompt, max(0, place - n + 1) : place + 1].tolist())
 
 
-def looked_into(
+def inspect(
     findings: dict[str, Any],
     arms: dict[str, Model],
     rows: Sequence[TokenizedExample],
@@ -169,7 +169,7 @@ def looked_into(
         findings["attention"] = attended
     pictures = [language_figures.of_attention(name, scores, n) for name, scores in attended.items()]
     if prompts:
-        recorded = kept(arms, prompts, seed)
+        recorded = record_states(arms, prompts, seed)
         findings["probe"] = followers(prompts, recorded, n, seed)
         findings["state_probe"] = states(prompts, recorded, seed)
         pictures.append(language_figures.of_probe(findings["probe"], n))

@@ -22,7 +22,7 @@ QUESTION = (
 )
 
 
-def named(name: str) -> Judge:
+def by_name(name: str) -> Judge:
     """Return the judge of `module:function` (a reward) or of a reward model's folder.
 
     Raises:
@@ -41,7 +41,7 @@ def by_reward(reward: Reward) -> Judge:
     return judge
 
 
-class Asked:
+class LMJudge:
     """A language model as the judge, asked twice with the answers swapped: only an agreeing pair of verdicts counts.
 
     A question whose reply names neither answer is retried, `TRIES` tries in all, with more tokens after an empty reply;

@@ -85,7 +85,7 @@ def interventions(reader: LanguageReader, episodes: Sequence[Episode], seed: int
         for episode in episodes:
             for query in episode.queries:
                 single = episode._replace(queries=(query,))
-                whole, alone = (reader.rows(e)[0][0].prompt for e in (single, three_way.unshown(single)))
+                whole, alone = (reader.rows(e)[0][0].prompt for e in (single, three_way.without_demos(single)))
                 shared = sum(a == b for a, b in zip(whole[:1], alone[:1], strict=True))  # the start token
                 with shuffled(module, at, shared, len(whole) - len(alone) + shared, seed):
                     readings.append(reader.read(single, apart=True))

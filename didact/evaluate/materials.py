@@ -31,7 +31,7 @@ NUDGE = "Give your best guess, and nothing but the translation."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Coverage:
     """How much of each material the prompt of a sentence has.
 
     Args:
@@ -62,7 +62,7 @@ class Translator:
     tokens of prompts, by condition."""
 
     asker: Asker
-    amounts: Shown
+    amounts: Coverage
     cut: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, list[int]] = field(default_factory=dict)
 
@@ -73,7 +73,8 @@ class Translator:
         answers = self.asker.ask(prompts, read, condition, stop=("\n",))
         retries = [i for i, text in enumerate(answers) if text is None]
         nudged = [
-            _nudged(prompts[i], translation.asked(sentences[i], resources.source, resources.target)) for i in retries
+            _nudged(prompts[i], translation.build_prompt(sentences[i], resources.source, resources.target))
+            for i in retries
         ]
         for i, text in zip(retries, self.asker.ask(nudged, read, condition, retries, stop=("\n",)), strict=True):
             answers[i] = text
@@ -89,7 +90,7 @@ class Translator:
         Raises:
             UserError: the whole book does not fit.
         """
-        kinds, amounts, tokens = named(condition), self.amounts, self.asker.lm.tokens
+        kinds, amounts, tokens = of_condition(condition), self.amounts, self.asker.lm.tokens
         book = resources.book if "book" in kinds else ""
         blocks = resources.blocks(
             sentence, kinds, amounts.words_each, amounts.pairs_each, amounts.passages, amounts.once
@@ -134,7 +135,7 @@ def _nudged(prompt: str, query: str) -> str:
     return f"{prompt.removesuffix(query)}{NUDGE}\n\n{query}"
 
 
-def passages(lm: LM, book: str, amounts: Shown) -> list[str]:
+def passages(lm: LM, book: str, amounts: Coverage) -> list[str]:
     """Split a book into overlapping passages of `size` tokens, cut between words."""
     places, sizes = _sized(lm, book)
     spans = materials.chunks(sizes, amounts.size, min(amounts.overlap, amounts.size - 1))
@@ -159,8 +160,8 @@ def _sized(lm: LM, book: str) -> tuple[list[tuple[int, int]], list[int]]:
 
 
 def gathered(
-    lm: LM, names: tuple[str, str], wordlist: Sequence[Parallel], pairs: Sequence[Parallel], book: str, amounts: Shown,
-    by: materials.By, embedder: retrieval.Embedder | None,
+    lm: LM, names: tuple[str, str], wordlist: Sequence[Parallel], pairs: Sequence[Parallel], book: str,
+    amounts: Coverage, by: materials.By, embedder: retrieval.Embedder | None,
 ) -> Materials:  # fmt: skip
     """Materials for translation from the first language to the second, with lookups of passages."""
     parts = {
@@ -188,7 +189,7 @@ def records(items: Sequence[Parallel], translations: Mapping[str, Sequence[str]]
     ]  # fmt: skip
 
 
-def named(condition: str) -> list[Material]:
+def of_condition(condition: str) -> list[Material]:
     """Parse a condition, such as `W+S+G`, or `-` for none, into its materials.
 
     Raises:
@@ -207,12 +208,12 @@ def conditions(resources: Materials, requested: Sequence[str]) -> list[str]:
         UserError: a requested condition needs a missing material.
     """
     for condition in requested:
-        if missing := [m for m in named(condition) if m not in resources.there]:
+        if missing := [m for m in of_condition(condition) if m not in resources.available]:
             needs = "pairs and book" if missing[0] == "explanations" else missing[0]
             raise UserError(f"condition '{condition}' needs {needs}, which is not given")
     if requested:
         return list(requested)
-    available = [letter for letter, name in LETTERS.items() if name in resources.there and letter in "WSG"]
+    available = [letter for letter, name in LETTERS.items() if name in resources.available and letter in "WSG"]
     return [
         "+".join(some) or NOTHING for n in range(len(available) + 1) for some in itertools.combinations(available, n)
     ]
@@ -234,8 +235,8 @@ def findings(
     out = {name: scores.measures(texts, references, seed) for name, texts in answers.items()}
     gains = {}
     for (a, base), (b, richer) in itertools.permutations(list(answers.items())[-len(translations) :], 2):
-        added = set(named(b)) - set(named(a))
-        if len(added) == 1 and set(named(a)) < set(named(b)):
+        added = set(of_condition(b)) - set(of_condition(a))
+        if len(added) == 1 and set(of_condition(a)) < set(of_condition(b)):
             gains[f"{b} over {a}"] = scores.difference(richer, base, references, seed)
     summary = {
         name: {"chrf": m["chrf"].value, "interval": m["chrf"].ci, "exact": m["exact_translation"].value}
@@ -244,7 +245,7 @@ def findings(
     return {"sentences": len(with_target), "scores": summary, "gains": gains}
 
 
-def warned(findings: Mapping[str, Any], translator: Translator, left_out: Mapping[str, int]) -> list[str]:
+def warning_lines(findings: Mapping[str, Any], translator: Translator, left_out: Mapping[str, int]) -> list[str]:
     """Warnings about the findings."""
     warnings = {f"{name}: {count:,} blocks did not fit the context" for name, count in translator.cut.items() if count}
     warnings |= {

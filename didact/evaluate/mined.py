@@ -105,7 +105,7 @@ def likeness(similarity: str | retrieval.Embedder, model: Model | LM, pairs: Seq
         return _by_words(back)
     if Path(similarity).is_dir():
         return _by_vectors(embed.embedder(similarity, model))
-    function = functions.imported(similarity, "similarity")
+    function = functions.import_function(similarity, "similarity")
     return _by_vectors(lambda texts: function(list(texts)))
 
 
@@ -173,7 +173,7 @@ def findings(
     return out
 
 
-def warned(findings: dict[str, Any], texts: Unpaired, sentences: int) -> list[str]:
+def warning_lines(findings: dict[str, Any], texts: Unpaired, sentences: int) -> list[str]:
     """Warnings about the findings."""
     warnings = {
         f"{texts.leaks:,} sentences of the target text are references of the test: left out": texts.leaks,
@@ -196,7 +196,7 @@ def records(mined: Sequence[Mined], names: tuple[str, str]) -> list[Record]:
     ]  # fmt: skip
 
 
-def told(queries: Sequence[str], translations: Sequence[str], picked: shown.Picked) -> Iterator[dict[str, Any]]:
+def transcript(queries: Sequence[str], translations: Sequence[str], picked: shown.Picked) -> Iterator[dict[str, Any]]:
     """Every sentence with its translation and the examples in its prompt."""
     for query, text, places in zip(queries, translations, picked.places, strict=True):
         yield {"source": query, "translation": text, "shown": places}

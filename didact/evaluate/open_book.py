@@ -113,13 +113,13 @@ class Outcome:
         """A rule's choice; None if an expert that it needs is missing."""
         return rerank.best(self.table, rule, weights) if self.table else None
 
-    def given(self, rule: Rule, weights: Sequence[float]) -> rerank.Best | None:
+    def choice(self, rule: Rule, weights: Sequence[float]) -> rerank.Best | None:
         """A rule's choice; by the counts of draws if the budget ended before answers were scored."""
         return self.best(rule, weights) or self.best("rag", weights)
 
-    def said(self, rule: Rule, weights: Sequence[float]) -> str:
+    def answer(self, rule: Rule, weights: Sequence[float]) -> str:
         """The text of a rule's choice; else the closed-book answer, else empty."""
-        best = self.given(rule, weights)
+        best = self.choice(rule, weights)
         return self.answers[best.answer] if best is not None else self.closed or ""
 
 
@@ -232,7 +232,7 @@ class Reader:
         return likelihood.logp / max(likelihood.tokens, 1) if self.mean else likelihood.logp
 
 
-def shown(demos: Sequence[Demo], library: Library) -> list[Demo]:
+def with_evidence(demos: Sequence[Demo], library: Library) -> list[Demo]:
     """Demonstrations with their evidence as `context`, retrieved if they have none."""
     bare = [d for d in demos if not d.context]
     near = iter(library(bare))

@@ -45,7 +45,7 @@ def findings(outcomes: Sequence[Outcome], rule: Rule, weights: Sequence[float]) 
     }
 
 
-def warned(reader: Reader, outcomes: Sequence[Outcome], lacking: str | None) -> list[str]:
+def warning_lines(reader: Reader, outcomes: Sequence[Outcome], lacking: str | None) -> list[str]:
     """Return warnings for a reader of the findings."""
     library, cut = reader.library, reader.prompter.cut
     empty = sum(not o.evidence.passages for o in outcomes)
@@ -59,11 +59,11 @@ def warned(reader: Reader, outcomes: Sequence[Outcome], lacking: str | None) -> 
     return [text for text, count in messages.items() if count]
 
 
-def cited(outcome: Outcome, rule: Rule, weights: Sequence[float]) -> Demo:
+def with_source(outcome: Outcome, rule: Rule, weights: Sequence[float]) -> Demo:
     """Return the question with its `prediction` and the source: the passage, its title and URL, how many passages
     gave the same answer, and the answer's share of the marginal p(a | q) among the candidates."""
-    item, best = outcome.item, outcome.given(rule, weights)
-    extra: dict[str, Any] = {**item.extra, "prediction": outcome.said(rule, weights)}
+    item, best = outcome.item, outcome.choice(rule, weights)
+    extra: dict[str, Any] = {**item.extra, "prediction": outcome.answer(rule, weights)}
     if best is not None and outcome.table is not None:
         passage = outcome.evidence.passages[best.passage]
         marginal = rerank.best(outcome.table, "rag")

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 Metric = Callable[[Any, str], float]
 
 
-def named(names: str | None) -> dict[str, Metric]:
+def load_metrics(names: str | None) -> dict[str, Metric]:
     """Load `module:function` (several separated by commas) as metrics by function name, which names their measures.
 
     Raises:
         UserError: there is no such function, or two have the same name.
     """
     specs = [name.strip() for name in (names or "").split(",") if name.strip()]
-    out = {name.rpartition(":")[2]: _safe(functions.imported(name, "metric"), name) for name in specs}
+    out = {name.rpartition(":")[2]: _safe(functions.import_function(name, "metric"), name) for name in specs}
     if len(out) < len(specs):
         raise UserError(f"--metric {names}: two functions have the same name")
     return out
@@ -41,7 +41,7 @@ def check(metrics: Mapping[str, Metric], protocol: Protocol, records: Mapping[st
     """
     for rows in _parts(protocol, records).values() if metrics else ():
         for metric in metrics.values():
-            metric(rows[0], protocol.wanted(rows[0]))
+            metric(rows[0], protocol.target(rows[0]))
 
 
 def score(metrics: Mapping[str, Metric], predict: Predict, protocol: Protocol, scoring: Scoring) -> dict[str, Measure]:

@@ -35,7 +35,7 @@ def predict(module: nn.Module, x: Tensor, y: Tensor, rows: int = 512) -> Tensor:
     return out[..., 0].double()
 
 
-def named(law: Any) -> dict[str, bayes.Predictor]:
+def reference_predictors(law: Any) -> dict[str, bayes.Predictor]:
     """Reference predictors for a function class: its Bayes predictor, each part's, ridge, least squares, zero."""
     out: dict[str, bayes.Predictor] = {}
     if (best := bayes.exact(law)) is not None:
@@ -58,7 +58,7 @@ def named(law: Any) -> dict[str, bayes.Predictor]:
     if isinstance(law, functions.LowRank):
         point_predictors["nuclear norm"] = search.nuclear
     if isinstance(law, functions.Signs) and law.dim > 14:
-        point_predictors["smallest largest weight"] = search.smallest_largest
+        point_predictors["smallest largest weight"] = search.min_infinity_norm
     for name, f in point_predictors.items():
         out[name] = _as_predictor(f)
     out["zero"] = lambda x, y: bayes.Posterior(torch.zeros_like(y), torch.zeros_like(y))

@@ -71,7 +71,7 @@ def examine(
     batch: Tensors = law((seed, 0, REPORT), count)
     x, y = batch["x"], batch["y"]
     guess = prism.predict(module, x, y)
-    out = prism.examine(guess, batch, prism.named(law), "prompts as trained")
+    out = prism.examine(guess, batch, prism.reference_predictors(law), "prompts as trained")
     blank: Any = untrained(Model(module, kind="module"), seed).module
     untrained_guess = prism.predict(blank, x, y)
     out["untrained"] = {"loss": float((untrained_guess - y[..., 0]).square().mean())}
@@ -79,7 +79,7 @@ def examine(
     out["outside"] = {
         name: prism.examine(
             prism.predict(module, (shifted := other_law((seed, 0, REPORT), count))["x"], shifted["y"]), shifted,
-            prism.named(other_law), name,
+            prism.reference_predictors(other_law), name,
         )
         for name, other_law in outside.items()
     }  # fmt: skip

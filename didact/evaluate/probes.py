@@ -278,21 +278,21 @@ def examine(
     out: dict[str, Any] = {
         "n": len(units),
         "records": len(set(units)),
-        "majority": told(statistics.record_interval((labels[parts.test] == commonest).double().numpy(), units)),
+        "majority": as_finding(statistics.record_interval((labels[parts.test] == commonest).double().numpy(), units)),
         "models": {},
     }
     for model, by_layer in correct.items():
         out["models"][model] = {}
         for layer, r in by_layer.items():
-            scores = {name: told(statistics.record_interval(r[name], units)) for name in tasks}
-            scores["selectivity"] = told(statistics.record_difference(r["accuracy"], r["control"], units)[0])
+            scores = {name: as_finding(statistics.record_interval(r[name], units)) for name in tasks}
+            scores["selectivity"] = as_finding(statistics.record_difference(r["accuracy"], r["control"], units)[0])
             if baseline is not by_layer and layer in baseline:
                 gap = statistics.record_difference(r["accuracy"], baseline[layer]["accuracy"], units)[0]
-                scores["gain"] = told(gap)
+                scores["gain"] = as_finding(gap)
             out["models"][model][layer] = scores
     return out
 
 
-def told(interval: statistics.Interval) -> dict[str, float]:
+def as_finding(interval: statistics.Interval) -> dict[str, float]:
     """An interval as a dictionary, for findings."""
     return interval._asdict()

@@ -45,11 +45,11 @@ def findings(ranked: Ranked, records: Sequence[Demo], game: equilibrium.Game) ->
         "agreement": {
             stage: consensus.agreement(p.generator[:, 0], p.discriminator[:, :, 0]) for stage, p in sides.items()
         },
-        "moved": consensus.moved(ranked.start, ranked.end),
-        "undecided_verdicts": ranked.found.undecided,
+        "moved": consensus.kl_moved(ranked.start, ranked.end),
+        "undecided_verdicts": ranked.scores.undecided,
     }
-    if game.lam_g and game.lam_d and ranked.found.known.any():
-        scored = ranked.found.known
+    if game.lam_g and game.lam_d and ranked.scores.scored.any():
+        scored = ranked.scores.scored
         first, last = (equilibrium.Policies(*(p[scored] for p in side)) for side in (ranked.start, ranked.end))
         out["residual"] = float(equilibrium.residual(first, last, game).max())
     labelled = [i for i, r in enumerate(records) if r.completion]
@@ -69,7 +69,7 @@ def records_of(ranked: Ranked, records: Sequence[Demo], rank: Rule) -> list[Reco
     out: list[Record] = []
     for i, (record, texts) in enumerate(zip(records, ranked.candidates, strict=True)):
         extra: dict[str, Any] = {"prediction": ""}
-        if ranked.found.known[i]:
+        if ranked.scores.scored[i]:
             order = np.argsort(-ranked.rules[rank][i, : len(texts)], kind="stable")
             best = [texts[j] for j in order]
             extra = {
@@ -96,17 +96,17 @@ def pseudo_labels(ranked: Ranked, records: Sequence[Demo]) -> list[Record]:
 def warnings(ranked: Ranked, lm: LM, records: Sequence[Demo], wording: Wording) -> list[str]:
     """One line for each limit on what the ranking shows."""
     out = []
-    if missing := int((~ranked.found.known).sum()):
+    if missing := int((~ranked.scores.scored).sum()):
         out.append(
             f"{missing:,} of {len(records):,} questions have no answer: the budget ended, or they had no candidate"
         )
-    if ranked.found.undecided * 10 >= ranked.found.asked > 0:
+    if ranked.scores.undecided * 10 >= ranked.scores.n_questions > 0:
         out.append(
-            f"{ranked.found.undecided:,} of {ranked.found.asked:,} verdicts are neither '{wording.yes}' nor "
+            f"{ranked.scores.undecided:,} of {ranked.scores.n_questions:,} verdicts are neither '{wording.yes}' nor "
             f"'{wording.no}' among the likeliest words and count as half of each: another wording.verify may help"
         )
     prompts = [
-        consensus.worded(wording.verify, r.prompt, max(t, key=len, default=""))
+        consensus.fill(wording.verify, r.prompt, max(t, key=len, default=""))
         for r, t in zip(records, ranked.candidates, strict=True)
     ]
     if truncated := sum(n > lm.context for n in lm.tokens([str(p) for p in prompts])):

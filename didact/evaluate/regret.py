@@ -31,8 +31,8 @@ def world_of(config: BanditConfig, trials: int, seed: int) -> Bandits:
 def rivals(world: Bandits, oracle: Oracle, seed: int) -> dict[str, Played]:
     """Games of the oracle and of algorithms to compare with; with contexts only of `random`."""
     names = RIVALS if world.contexts is None else ("random",)
-    games = {name: acting.played_by(world, Oracle(name), seed) for name in names}
-    return {"oracle": acting.played_by(world, oracle, seed)} | games
+    games = {name: acting.play_algorithm(world, Oracle(name), seed) for name in names}
+    return {"oracle": acting.play_algorithm(world, oracle, seed)} | games
 
 
 def losses(world: Bandits, game: Played) -> Array:
@@ -52,7 +52,7 @@ def optimal(world: Bandits, game: Played) -> Array:
     return np.asarray((losses(world, game) <= 1e-12).mean(1))
 
 
-def least(world: Bandits, game: Played) -> Array:
+def min_fraction(world: Bandits, game: Played) -> Array:
     """MinFrac: K times the smallest share of pulls of any arm, `(N,)`; 1 for round-robin."""
     arms = world.expected.shape[-1]
     shares = np.stack([(game.actions == k).mean(1) for k in range(arms)], 1)
@@ -83,7 +83,9 @@ def measures(world: Bandits, game: Played, against: Mapping[str, Played], gap: f
         ),
         "best_arm": mean_measure(optimal(world, game), "higher", "share of pulls of the best arm"),
         "suffix_failures": mean_measure(failed, "lower", "no best arm pulled in the second half"),
-        "least_pulled": mean_measure(np.minimum(least(world, game), 1), "", "K times the rarest arm's share of pulls"),
+        "least_pulled": mean_measure(
+            np.minimum(min_fraction(world, game), 1), "", "K times the rarest arm's share of pulls"
+        ),
         "invalid": mean_measure(1 - valid, "lower", "answers that name no arm, replaced by a random one"),
         "win_rate": Measure(win_rate, len(against), "higher", help=f"of {', '.join(against)}: beaten with p < {LEVEL}"),
         "linear_growth": Measure(
@@ -152,7 +154,7 @@ def standings(world: Bandits, games: Mapping[str, Played], gap: float) -> dict[s
         out[name] = {
             "regret": interval.estimate, "interval": [interval.low, interval.high], "win_rate": wins[name],
             "suffix_failures": float(suffix_failures(world, game).mean()),
-            "best_arm": float(optimal(world, game).mean()), "least_pulled": float(least(world, game).mean()),
+            "best_arm": float(optimal(world, game).mean()), "least_pulled": float(min_fraction(world, game).mean()),
             "invalid": float(1 - game.own.mean()),
             "growth": growth(curves[name].mean(0), gap)._asdict(),
             "curve": {int(t + 1): float(curves[name][:, t].mean()) for t in pulls},

@@ -202,7 +202,7 @@ def contents(
     return out
 
 
-def told(content: Content, blank: Content, names: Sequence[str]) -> dict[str, Any]:
+def summary(content: Content, blank: Content, names: Sequence[str]) -> dict[str, Any]:
     """The numbers for one label and offset, with those of an untrained copy."""
     return {
         "majority": content.majority,

@@ -60,7 +60,7 @@ def warnings(after: Battery, plain: Battery) -> list[str]:
     return out
 
 
-def drawn(arms: Mapping[str, Battery], over: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[figures.Figure]:
+def plots(arms: Mapping[str, Battery], over: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[figures.Figure]:
     """Figures: each set's final accuracy by arm, and accuracy over training on the unseen and conflict sets."""
     tasks = dict.fromkeys(task for scores in arms.values() for task in scores)
     out: list[figures.Figure] = [

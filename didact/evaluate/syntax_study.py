@@ -102,7 +102,7 @@ def mean(readings: Sequence[Reading]) -> Reading:
     return dataclasses.replace(readings[0], test=scores)
 
 
-def told(scores: Scores) -> dict[str, dict[str, float]]:
+def summary(scores: Scores) -> dict[str, dict[str, float]]:
     """Means over texts with 95 % intervals."""
     return {name: statistics.mean_interval(values)._asdict() for name, values in scores.items()}
 
@@ -136,7 +136,7 @@ def sweep(ranks: Mapping[int, Reading]) -> figures.Figure:
     )  # fmt: skip
 
 
-def shown(
+def example_trees(
     snippets: Sequence[Snippet], reading: Reading, true: Sequence[Code], max_leaves: int = 14
 ) -> figures.Figure | None:
     """The true and the predicted tree of the test text with median F1, among those with 5 to `max_leaves` leaves."""

@@ -122,7 +122,7 @@ class LanguageReader:
         self.tokens_read += 3 * way.how.epochs * sum(r.size for r in rows)
         with contextlib.closing(subset.epochs(model, parts, rows, way.how)) as training:
             for _ in training:
-                yield self.read(unshown(episode), model)
+                yield self.read(without_demos(episode), model)
 
     def lessons(self, episode: Episode) -> list[TokenizedExample]:
         """The demonstrations as rows to train on, one each."""
@@ -172,7 +172,7 @@ class LanguageReader:
         return Reading(logp, scores.log_softmax(-1), means.argmax(-1) == gold)
 
 
-def unshown(episode: Episode) -> Episode:
+def without_demos(episode: Episode) -> Episode:
     """The episode for a fine-tuned model: the queries without the demonstrations it has learnt from."""
     return episode._replace(demos=())
 

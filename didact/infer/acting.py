@@ -53,7 +53,7 @@ class Played:
 
 
 @dataclass
-class Seen:
+class Observation:
     """A history with the contexts and algorithm's terms of every step, rendered as prompts by a view."""
 
     view: View
@@ -66,7 +66,7 @@ class Seen:
     def look(self, context: Array | None, texts: Sequence[str] | None = None) -> None:
         """Record, before a step, its context and the algorithm's terms given the history."""
         if context is not None or texts is not None:
-            self.contexts.append(list(texts or map(histories.shown, np.asarray(context))))
+            self.contexts.append(list(texts or map(histories.format_context, np.asarray(context))))
         if self.view.form == "guided" and context is not None:
             self.guides.append(bandits.terms(self.history, self.oracle.algorithm, self.oracle.alpha, context))
 
@@ -90,7 +90,7 @@ class Seen:
         ]
 
 
-def begin(world: Bandits, view: View, oracle: Oracle) -> Seen:
+def begin(world: Bandits, view: View, oracle: Oracle) -> Observation:
     """Return an empty history of these instances.
 
     Raises:
@@ -101,10 +101,10 @@ def begin(world: Bandits, view: View, oracle: Oracle) -> Seen:
     histories.checked(view, contextual)
     features = world.contexts.shape[-1] if world.contexts is not None else 0
     names = histories.names_of(view, arms, world.names)
-    return Seen(view, oracle.of(contextual), names, History(count, arms, features))
+    return Observation(view, oracle.of(contextual), names, History(count, arms, features))
 
 
-def play(world: Bandits, player: Player, seed: int, transcript: Seen | None = None) -> Played:
+def play(world: Bandits, player: Player, seed: int, transcript: Observation | None = None) -> Played:
     """Play all instances to the horizon, or until the player returns None, which ends all of them at that step."""
     rng = np.random.default_rng([seed, 17])
     count, horizon, arms = world.expected.shape
@@ -114,7 +114,7 @@ def play(world: Bandits, player: Player, seed: int, transcript: Seen | None = No
         context = world.context(step)
         if transcript:
             transcript.look(context)
-        chosen, fallback = player(history, context), instead(world, step, rng)
+        chosen, fallback = player(history, context), random_arms(world, step, rng)
         if chosen is None:
             break
         own.append(chosen >= 0)
@@ -124,7 +124,7 @@ def play(world: Bandits, player: Player, seed: int, transcript: Seen | None = No
     return Played(actions, rewards, valid, transcript.names if transcript else world.names)
 
 
-def instead(world: Bandits, step: int, rng: np.random.Generator) -> Array:
+def random_arms(world: Bandits, step: int, rng: np.random.Generator) -> Array:
     """Return random arms `(N,)`, pulled where the player's answer names none, so that such answers cost regret."""
     return rng.integers(world.expected.shape[-1], size=len(world))
 
@@ -135,12 +135,12 @@ def algorithm(oracle: Oracle, seed: int) -> Player:
     return lambda history, context: bandits.choose(history, oracle.algorithm, rng, oracle.alpha, context)
 
 
-def played_by(world: Bandits, oracle: Oracle, seed: int) -> Played:
+def play_algorithm(world: Bandits, oracle: Oracle, seed: int) -> Played:
     """Play these instances with an algorithm."""
     return play(world, algorithm(oracle.of(world.contexts is not None), seed), seed)
 
 
-def played(world: Bandits, answer: Answer, view: View, oracle: Oracle, seed: int, before: str = "") -> Played:
+def play_model(world: Bandits, answer: Answer, view: View, oracle: Oracle, seed: int, before: str = "") -> Played:
     """Play these instances with a model.
 
     Args:
@@ -152,10 +152,10 @@ def played(world: Bandits, answer: Answer, view: View, oracle: Oracle, seed: int
         before: demonstrations, put after the introduction.
     """
     transcript = begin(world, view, oracle)
-    return play(world, asked(answer, transcript, before), seed, transcript)
+    return play(world, lm_player(answer, transcript, before), seed, transcript)
 
 
-def asked(answer: Answer, transcript: Seen, before: str = "") -> Player:
+def lm_player(answer: Answer, transcript: Observation, before: str = "") -> Player:
     """Return a model as a player that is prompted with `transcript`; equal prompts of a step are asked once."""
     opening = histories.introduction(transcript.view, transcript.names) + before
 
@@ -176,7 +176,7 @@ def demonstrations(world: Bandits, view: View, oracle: Oracle, seed: int, studen
     in DAgger, that the `student` visits. The steps of an instance are adjacent and in order."""
     transcript = begin(world, view, oracle)
     teacher = algorithm(transcript.oracle, seed)
-    learner = asked(student, transcript) if student else None
+    learner = lm_player(student, transcript) if student else None
     opening = histories.introduction(view, transcript.names)
     steps: list[list[Demo]] = []
 
@@ -190,7 +190,7 @@ def demonstrations(world: Bandits, view: View, oracle: Oracle, seed: int, studen
     return [demo for game in zip(*steps, strict=True) for demo in game]
 
 
-def cloned(episodes: Sequence[Trajectory], view: View, oracle: Oracle, relabel: bool, seed: int) -> list[Demo]:
+def clone_episodes(episodes: Sequence[Trajectory], view: View, oracle: Oracle, relabel: bool, seed: int) -> list[Demo]:
     """Return recorded games as demonstrations of the recorded actions or, with `relabel`, of the oracle's.
 
     Arms are the episode's `arms`, or all actions of all episodes; an observation is shown as a context.
@@ -208,7 +208,7 @@ def cloned(episodes: Sequence[Trajectory], view: View, oracle: Oracle, relabel: 
         observed = any(step.observation not in (None, "") for step in episode.steps)
         if observed and (view.form != "raw" or relabel):
             raise UserError("episodes with observations need view.form = raw and labels = own")
-        transcript = Seen(view, oracle.of(False), names, History(1, len(names)))
+        transcript = Observation(view, oracle.of(False), names, History(1, len(names)))
         teacher, opening = algorithm(transcript.oracle, seed), _opening(episode, view, names)
         for i, step in enumerate(episode.steps):
             if step.reward is None or str(step.action) not in arm_index:
@@ -229,7 +229,7 @@ def trajectories(world: Bandits, game: Played, view: View) -> list[Trajectory]:
     for i in range(len(world)):
         steps = [
             Step(
-                observation="" if world.contexts is None else histories.shown(world.contexts[i, t]),
+                observation="" if world.contexts is None else histories.format_context(world.contexts[i, t]),
                 action=names[a], reward=float(game.rewards[i, t]), extra={} if game.own[i, t] else {"random": True},
             )
             for t, a in enumerate(game.actions[i])

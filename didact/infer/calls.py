@@ -272,7 +272,7 @@ class Caller:
             raise UserError(f"{self.url}: {error}; {self.resume()}") from None
         if self._writer and job.keep:
             reply = await self._writer.put(
-                responses.Kept(key, self.url, name, job.endpoint, job.whole, job.draw, reply)
+                responses.CachedAnswer(key, self.url, name, job.endpoint, job.whole, job.draw, reply)
             )
         try:  # the writer's reply is another process's where that was faster, and was never parsed here
             return self._parse(job, reply)

@@ -64,11 +64,11 @@ class Scores(NamedTuple):
     g: Floats
     d: Floats
     undecided: int = 0
-    asked: int = 0
+    n_questions: int = 0
     ended: bool = False
 
     @property
-    def known(self) -> NDArray[np.bool_]:
+    def scored(self) -> NDArray[np.bool_]:
         """Mask of the questions that have scores."""
         return np.asarray((~np.isnan(self.plain)).any(1))
 
@@ -78,7 +78,7 @@ class Ranked(NamedTuple):
     better), and the initial and final policies."""
 
     candidates: Sequence[Sequence[str]]
-    found: Scores
+    scores: Scores
     rules: Mapping[Rule, Floats]
     start: Policies
     end: Policies
@@ -109,12 +109,12 @@ def scores(
         texts = [candidates[i][j] for i, j in batch]
         columns = [
             [prompts[i] for i, _ in batch],
-            [worded(wording.correct, prompts[i]) for i, _ in batch],
-            [worded(wording.incorrect, prompts[i]) for i, _ in batch],
+            [fill(wording.correct, prompts[i]) for i, _ in batch],
+            [fill(wording.incorrect, prompts[i]) for i, _ in batch],
         ]
         try:
             likelihoods = iter(lm.score([(p, t) for column in columns for p, t in zip(column, texts, strict=True)]))
-            verdicts = _verdicts(lm, [worded(wording.verify, prompts[i], candidates[i][j]) for i, j in batch], wording)
+            verdicts = _verdicts(lm, [fill(wording.verify, prompts[i], candidates[i][j]) for i, j in batch], wording)
         except BudgetError:
             ended = True
             break
@@ -129,7 +129,7 @@ def scores(
     return Scores(plain, g, d, undecided, count, ended)
 
 
-def worded(template: str, prompt: str, candidate: str = "") -> str:
+def fill(template: str, prompt: str, candidate: str = "") -> str:
     """Fill a question into a template; a conversation has its last turn replaced."""
     question = prompt.turns[-1]["content"] if isinstance(prompt, Messages) else prompt.rstrip(" ")
     text = yesno.fill(template, {"prompt": str(question), "candidate": candidate.strip()})
@@ -174,7 +174,7 @@ def agreement(a: Floats, b: Floats) -> float:
     return float(np.mean([x == y for x, y in pairs])) if pairs else float("nan")
 
 
-def moved(start: Policies, end: Policies) -> Mapping[str, float]:
+def kl_moved(start: Policies, end: Policies) -> Mapping[str, float]:
     """Return each player's mean KL(final || initial policy) in nats; the discriminator's is summed over candidates."""
     with np.errstate(divide="ignore", invalid="ignore"):
         parts = [y * (np.log(y) - np.log(x)) for x, y in zip(start, end, strict=True)]

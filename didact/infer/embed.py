@@ -56,9 +56,9 @@ def embedder(name: str, model: Model | LM, texts: Sequence[str] = ()) -> retriev
     if name == "tfidf":
         return retrieval.TfIdf(texts)
     if name != "model" and not Path(name).is_dir():
-        return functions.imported(name, "embedder")
+        return functions.import_function(name, "embedder")
     if name != "model" and encoders.is_encoder(name):
-        encoder = encoders.opened(name)
+        encoder = encoders.open_encoder(name)
         return lambda batch: encoder(batch).numpy()
     local = getattr(model, "model", model) if name == "model" else load.load(name)
     if not isinstance(local, Model):

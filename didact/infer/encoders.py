@@ -60,7 +60,7 @@ def is_encoder(folder: str | Path) -> bool:
     return bool(names) and not any(str(name).endswith(WRITERS) for name in names)
 
 
-def opened(folder: str | Path, device: str | None = None) -> Encoder:
+def open_encoder(folder: str | Path, device: str | None = None) -> Encoder:
     """Load the encoder in a folder.
 
     Raises:
@@ -68,8 +68,8 @@ def opened(folder: str | Path, device: str | None = None) -> Encoder:
     """
     path = Path(folder)
     try:
-        module, info = opening.opened("AutoModel", folder)
-        tokenizer = opening.opened("AutoTokenizer", folder)
+        module, info = opening.open_pretrained("AutoModel", folder)
+        tokenizer = opening.open_pretrained("AutoTokenizer", folder)
     except Exception as error:  # a config is untrusted, and transformers may fail on it anywhere
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{folder}: cannot be loaded: {reason}") from None

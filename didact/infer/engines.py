@@ -33,7 +33,7 @@ WARMTH = 0.7  # temperature of the probe: it reveals engines whose log-probs are
 LOWER = "bfloat16 alone moves them by 1e-2: --dtype float32 on both sides"
 
 
-class Ask(NamedTuple):
+class Request(NamedTuple):
     """A request for `n` answers of at most `room` tokens to a prompt; answer i is drawn with `seed + i`."""
 
     prompt: tuple[int, ...]
@@ -86,7 +86,7 @@ class Engine(ABC):
 
     @abstractmethod
     def draws(
-        self, asks: Sequence[Ask], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
+        self, asks: Sequence[Request], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
     ) -> list[list[Draw]]:
         """Answer these requests, with the `top` likeliest tokens; without `keep` no cache is used."""
 
@@ -116,7 +116,7 @@ class Engine(ABC):
             self.close()  # drop the weights of the rehearsal
             raise
 
-    def holds(self, model: Model) -> None:
+    def load_weights(self, model: Model) -> None:
         """Load a model's weights into it, unless it has them, and check that its log-probs match the model's.
 
         Raises:
@@ -140,7 +140,7 @@ class Engine(ABC):
         from didact.infer.generate import SamplingConfig
 
         how = SamplingConfig(max_new_tokens=TOKENS, temperature=WARMTH)
-        asks = [Ask(p, TOKENS, 1, 7 + i) for i, p in enumerate(fixed(model))]
+        asks = [Request(p, TOKENS, 1, 7 + i) for i, p in enumerate(fixed(model))]
         with cost.unmetered():
             draws = [d[0] for d in self.draws(asks, how, (), TOP, keep=False)]
             repeats = [d[0] for d in self.draws(asks[::-1], how, (), TOP, keep=False)][::-1]
@@ -156,10 +156,10 @@ class Engine(ABC):
         keys: Sequence[int], ends: Collection[int],
     ) -> list[list[tuple[tuple[int, ...], float]]]:  # fmt: skip
         """Return tokens and log-prob of `n` answers to every prompt. Answer d is fixed by the prompt's key and d."""
-        self.holds(model)
+        self.load_weights(model)
         count = n if how.temperature else 1
         asks = [
-            Ask(tuple(prompt), room, count, int(np.random.default_rng([how.seed, key]).integers(1 << 62)))
+            Request(tuple(prompt), room, count, int(np.random.default_rng([how.seed, key]).integers(1 << 62)))
             for prompt, room, key in zip(ids, rooms, keys, strict=True)
         ]
         draws = iter(self.draws([ask for ask in asks if ask.room > 0], how, ends))
@@ -167,7 +167,7 @@ class Engine(ABC):
         rows = [row if count == n else row * n for row in rows]
         return [[(d.tokens, math.fsum(d.logps)) for d in row] for row in rows]
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Return notes for the result's warnings."""
         if not self.probes:
             return []
@@ -191,7 +191,7 @@ def generating(engine: str | Engine | None) -> Iterator[Engine | None]:
     if isinstance(engine, str):
         from didact.infer import served  # it imports this module
 
-        engine = served.named(engine)
+        engine = served.by_address(engine)
     token = _ENGINE.set(engine)
     try:
         yield engine
@@ -201,7 +201,7 @@ def generating(engine: str | Engine | None) -> Iterator[Engine | None]:
             engine.close()
 
 
-def given() -> Engine | None:
+def current() -> Engine | None:
     """Return the engine that rounds sample from, or None."""
     return _ENGINE.get()
 
@@ -221,7 +221,7 @@ def collecting(model: Model) -> Iterator[None]:
             engine.serve(None)
 
 
-def asked(model: Model) -> Engine | None:
+def engine_for(model: Model) -> Engine | None:
     """Return the engine that samples for this model now, or None where the model itself does."""
     engine = _COLLECTING.get()
     return engine if engine is not None and any(model is m for m in engine.models) else None

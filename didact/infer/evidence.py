@@ -85,7 +85,7 @@ class Library:
         return dict(inner.lost) if isinstance(inner, searching.Engine) else {}
 
     def _without_leaks(self, item: Demo, near: Evidence) -> Evidence:
-        leaks = paragraphs.telling(near.passages, item.prompt, item.answers or [item.completion])
+        leaks = paragraphs.leaking_pages(near.passages, item.prompt, item.answers or [item.completion])
         self.leaks += len(leaks)
         if self.keeps_leaks or not leaks:
             return near
@@ -118,7 +118,9 @@ def nearest(ranker: Ranker, texts: Sequence[str]) -> Callable[[Sequence[str], in
     return lambda questions, k: retrieval.nearest(retrieval.embedded(vectors, questions), matrix, k)
 
 
-def opened(search: str | searching.Search, passages: Sequence[Passage] | None, web: Web) -> searching.Search | None:
+def open_library(
+    search: str | searching.Search, passages: Sequence[Passage] | None, web: Web
+) -> searching.Search | None:
     """Open a search by its address (`http://host:port`) or as `module:function`; None where passages are given instead.
 
     Raises:
@@ -137,5 +139,5 @@ def opened(search: str | searching.Search, passages: Sequence[Passage] | None, w
         addresses.check_address(search)
         engine = searching.Engine(search, web)
     else:
-        engine = searching.checked(functions.imported(search, "search"), search)
+        engine = searching.checked(functions.import_function(search, "search"), search)
     return searching.Frozen(engine, web.frozen) if web.frozen else engine

@@ -19,7 +19,7 @@ Scorer = Callable[[Sequence[str]], Sequence[float]]
 """`scorer(texts)`: one number each, higher is better."""
 
 
-def imported(name: str, what: str, form: str = "module:function") -> Callable[..., Any]:
+def import_function(name: str, what: str, form: str = "module:function") -> Callable[..., Any]:
     """Import the user's `module:function`; the module may be in the working directory.
 
     Raises:
@@ -115,6 +115,6 @@ def scorer(source: str | Scorer) -> Scorer:
         UserError: there is no such module or function.
     """
     name = source if isinstance(source, str) else getattr(source, "__name__", "scorer")
-    function = imported(source, "scorer") if isinstance(source, str) else source
+    function = import_function(source, "scorer") if isinstance(source, str) else source
     safe = checked(lambda _, texts: function(texts), name)
     return lambda texts: safe(texts, texts)

@@ -161,14 +161,14 @@ def completions(
         guides, model = [guide.decoder(ensemble)], ensemble.members[0]
     token_ids = [_prompt_ids(model, p) for p in prompts]
     if model.processor is not None:
-        encode.check_known(model.tokenizer, [i for ids in token_ids for i in ids])
+        encode.check_vocabulary(model.tokenizer, [i for ids in token_ids for i in ids])
     context = model.context  # looked up once: the config is slow to read
     limit = _prompt_room(model.kind, context, how.max_new_tokens)
     encode.tell_cut(model.processor, "answers", sum(len(i) > limit for i in token_ids), len(token_ids), context)
     ids = [(encode.clipped(model.processor, i, limit) if len(i) > limit else i) or [model.pad] for i in token_ids]
     constraints = _per_prompt(constraint, len(ids))
     key_of = list(range(len(ids)) if keys is None else keys)
-    if engine := engines.asked(model):
+    if engine := engines.engine_for(model):
         if how.beams == 1 and constraint is None and not (guides or processors or banned(model)):
             rooms = [_room(model.kind, context, r, how) for r in ids]
             answers = engine.completions(model, ids, rooms, n, how, key_of, ends(model))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from didact.infer import handover
-from didact.infer.engines import Ask, Draw, Engine
+from didact.infer.engines import Draw, Engine, Request
 from didact.models import adapters, cost
 from didact.models.model import Model
 from didact.parallel import launch
@@ -53,7 +53,7 @@ class Inside(Engine):
             model=str(folder), dtype=dtype, max_model_len=model.context, gpu_memory_utilization=SHARE,
             enable_sleep_mode=model.device.type == "cuda", seed=0, **distributed,
         )  # fmt: skip
-        self.holds(handover.rehearsed(model, fit, adapter=False))
+        self.load_weights(handover.rehearsed(model, fit, adapter=False))
 
     def take(self, model: Model, digest: str) -> None:
         """Reload the weights from a folder."""
@@ -74,7 +74,7 @@ class Inside(Engine):
             self._awake, self._held = False, ""
 
     def draws(
-        self, asks: Sequence[Ask], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
+        self, asks: Sequence[Request], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
     ) -> list[list[Draw]]:
         """Answer these requests in one batch."""
         parameters = [

@@ -64,7 +64,7 @@ class Miner:
         self.scores = language_models.lacks(self.asker.lm, "score") is None
 
     def dictionary(self, words: Sequence[str], how: Words, forward: bool = True) -> list[Pair]:
-        """Translate every word and back, in rounds; return the last round's pairs. Those that come back are `kept`."""
+        """Translate every word and back, in rounds; return the last round's pairs. Those that come back pass."""
         shots: list[Pair] = []
         pairs: list[Pair] = []
         for number in range(how.rounds + 1):
@@ -76,7 +76,7 @@ class Miner:
             back = {w: t for w, t, _ in returned}
             if number and self.asker.ended:  # a round that the budget cut short does not replace a complete one
                 break
-            pairs = lexicon.cycled(translations, back, how.copies)
+            pairs = lexicon.cycle_check(translations, back, how.copies)
             shots = sorted((p for p in pairs if p.kept), key=lambda p: -p.score)[: how.shots]
         return pairs
 
@@ -86,7 +86,7 @@ class Miner:
         """Return words, translations and their mean log-probs; a word's own pair is left out of its demonstrations."""
         names = (self.source, self.target) if forward else (self.target, self.source)
         prompts = [
-            translation.asked_word(
+            translation.word_prompt(
                 w, *names, ((p.source, p.target) for p in shots[::-1] if lexicon.folded(p.source) != lexicon.folded(w))
             )
             for w in words
@@ -110,7 +110,9 @@ class Miner:
 
     def back(self, sentences: Sequence[str], shown: Sequence[tuple[str, str]], role: str) -> list[Mined]:
         """Back-translate: return natural target sentences with the model's own sources."""
-        prompts = [translation.asked(y, self.target, self.source, (d for d in shown if d[0] != y)) for y in sentences]
+        prompts = [
+            translation.build_prompt(y, self.target, self.source, (d for d in shown if d[0] != y)) for y in sentences
+        ]
         sources = self.asker.ask(prompts, partial(translation.read, target=self.source), role, stop=("\n",))
         out = []
         for i, (x, y) in enumerate(zip(sources, sentences, strict=True)):
@@ -120,7 +122,9 @@ class Miner:
 
     def translate(self, sentences: Sequence[str], shown: Sequence[Sequence[tuple[str, str]]], role: str) -> list[str]:
         """Translate each sentence after its own demonstrations; an empty text where no try could be read."""
-        prompts = [translation.asked(x, self.source, self.target, d) for x, d in zip(sentences, shown, strict=True)]
+        prompts = [
+            translation.build_prompt(x, self.source, self.target, d) for x, d in zip(sentences, shown, strict=True)
+        ]
         translations = self.asker.ask(prompts, partial(translation.read, target=self.target), role, stop=("\n",))
         return [s or "" for s in translations]
 

@@ -40,7 +40,7 @@ WAYS = {
 }
 
 
-def named(model: str) -> LM:
+def open_lm(model: str) -> LM:
     """Open a model by a server's address, a folder or a hub id."""
     return connect(model) if is_address(model) else local.of(load.load(model))
 
@@ -319,7 +319,7 @@ class Remote:
             if store:
                 store.drop(key)
                 row = {"found": asdict(self._probes[way]), "made": time.time()}
-                store.put([responses.Kept(key, caller.url, self.name, "first", {"way": way}, 0, row)])
+                store.put([responses.CachedAnswer(key, caller.url, self.name, "first", {"way": way}, 0, row)])
             return self._probes[way]
 
     def _run_probe(self, way: str) -> Probe:

@@ -44,7 +44,7 @@ def key(url: str, model: str, endpoint: str, request: dict[str, Any], draw: int)
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-class Kept(NamedTuple):
+class CachedAnswer(NamedTuple):
     """An answer to store, and the request it belongs to."""
 
     key: str
@@ -89,7 +89,7 @@ class Responses:
 
         return (self._run(read) or {}) if keys else {}
 
-    def put(self, answers: Sequence[Kept]) -> list[Any]:
+    def put(self, answers: Sequence[CachedAnswer]) -> list[Any]:
         """Store answers in one transaction; return the stored ones: another process's where that was first."""
         rows = [(*a[:4], json.dumps(a.request), a.draw, _seal(a.key, a.reply), time.time()) for a in answers]
 
@@ -178,10 +178,10 @@ class Writer:
 
     def __init__(self, store: Responses) -> None:
         self._store = store
-        self._waiting: list[tuple[Kept, asyncio.Future[Any]]] = []
+        self._waiting: list[tuple[CachedAnswer, asyncio.Future[Any]]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def put(self, answer: Kept) -> Any:
+    async def put(self, answer: CachedAnswer) -> Any:
         """Store an answer; return the stored one once it is on disk."""
         written = asyncio.get_running_loop().create_future()
         self._waiting.append((answer, written))

@@ -136,7 +136,7 @@ class Reread:
     def _read(self) -> None:
         # Row by row, without padding: how a model of an unknown type treats padding is unknown too.
         device, module = self.model.device, self.model.module
-        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in prefix.takes(module) else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in prefix.forward_arguments(module) else {}
         out = []
         for prompt, completion in zip(self.prompts, self.made, strict=True):
             if self.model.kind == "causal":

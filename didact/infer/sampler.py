@@ -129,7 +129,7 @@ class LlamboSampler(optuna.samplers.BaseSampler):
         )
         if proposal is None:
             return None
-        self.predictions[number] = tuning.unshown(proposal.mean, proposal.std, scores, lower, self.how)
+        self.predictions[number] = tuning.to_original(proposal.mean, proposal.std, scores, lower, self.how)
         return proposal.config
 
 
@@ -182,7 +182,7 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def begun(
+def start_study(
     lm: LM, space: Space, history: Sequence[tuple[dict[str, Any], float | None]], lower: bool, **options: Any
 ) -> tuple[optuna.Study, LlamboSampler]:
     """Start a study with the trials of a history; return it and its sampler. A history replaces the initial trials.
@@ -225,7 +225,7 @@ def _study(
     return study
 
 
-def tried(
+def next_trial(
     study: optuna.Study, space: Space, score: Callable[[dict[str, Any]], float | None] | None
 ) -> tuple[optuna.Trial, dict[str, Any], float | None]:
     """Start a study's next trial; with an objective, score it and end it (as failed without a score)."""

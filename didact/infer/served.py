@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from didact.infer import calls, exchanges, handover, remote, replies
 from didact.infer.addresses import check_address, is_address
 from didact.infer.calls import Job
-from didact.infer.engines import LOWER, TOLERANCE, Ask, Draw, Engine
+from didact.infer.engines import LOWER, TOLERANCE, Draw, Engine, Request
 from didact.models import adapters, cost
 from didact.models.model import Model
 from didact.parallel import launch
@@ -79,9 +79,9 @@ class Served(Engine):
         self._base = starts[nearest]
         if not self._adapts:
             self._check_reload(root)
-        self.holds(handover.rehearsed(model, fit, self._adapts))
+        self.load_weights(handover.rehearsed(model, fit, self._adapts))
         if not self._adapts:
-            self.holds(model)
+            self.load_weights(model)
 
     def take(self, model: Model, digest: str) -> None:
         """Load the change of the weights as an adapter, or the whole weights.
@@ -117,7 +117,7 @@ class Served(Engine):
             self._unload(previous)
 
     def draws(
-        self, asks: Sequence[Ask], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
+        self, asks: Sequence[Request], how: SamplingConfig, ends: Collection[int], top: int = 0, keep: bool = True
     ) -> list[list[Draw]]:
         """The answers to all of these, several requests at once; cached ones are not requested again.
 
@@ -148,9 +148,9 @@ class Served(Engine):
         self._control.close()
         self._caller.close()
 
-    def told(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Lines that a reader of the result must know."""
-        return super().told() + ([f"{self.url}: {self.counts}"] if self.counts.cached else [])
+        return super().notes() + ([f"{self.url}: {self.counts}"] if self.counts.cached else [])
 
     def _takes_adapters(self, fit: Fit) -> bool:
         """Whether weights are sent as adapters; else whole.
@@ -203,7 +203,7 @@ class Served(Engine):
                 "passed in a folder that both can read; serve the model from such a folder"
             )
 
-    def job(self, ask: Ask, at: int, n: int, how: SamplingConfig, ends: Collection[int], top: int = 0) -> Job:
+    def job(self, ask: Request, at: int, n: int, how: SamplingConfig, ends: Collection[int], top: int = 0) -> Job:
         """The request for draws `at` to `at + n`; it sets every option that the server has its own default for."""
         body = {
             "model": self._serving, "prompt": list(ask.prompt), "max_tokens": ask.room, "n": n,
@@ -245,7 +245,7 @@ class Served(Engine):
         return answer.status, answer.data
 
 
-def named(engine: str, **options: Any) -> Engine:
+def by_address(engine: str, **options: Any) -> Engine:
     """The engine at this address; `vllm` is one in this process.
 
     Raises:

@@ -74,7 +74,7 @@ class Proposed(NamedTuple):
     std: float = math.nan
 
 
-def unshown(mean: float, std: float, scores: Sequence[float], lower: bool, search: Search) -> tuple[float, float]:
+def to_original(mean: float, std: float, scores: Sequence[float], lower: bool, search: Search) -> tuple[float, float]:
     """Convert a prediction from shown scores (see `trials`) to the units of the original scores."""
     if search.scores == "raw":
         return mean, std
@@ -94,7 +94,7 @@ def calibration(mean: Any, std: Any, scores: Any) -> dict[str, float]:
     }  # fmt: skip
 
 
-def wished(history: Trials, alpha: float) -> float:
+def target_score(history: Trials, alpha: float) -> float:
     """The target score, `best + alpha (best - worst)`; for a metric that is better when lower, `s_min - alpha
     (s_max - s_min)`. Alpha 0 counts as -1e-3, a range of 0 as a tenth of the best (0.1 where the best is 0).
     """
@@ -154,7 +154,7 @@ def candidates(
 ) -> list[dict[str, Any]]:
     """New configurations for the target score: distinct, in the space, and none of `exclude`."""
     excluded, collected = {words.space.key(c) for c in exclude}, dict[str, dict[str, Any]]()
-    score = wished(history, search.alpha)
+    score = target_score(history, search.alpha)
     for attempt in range(ROUNDS):
         if len(collected) >= min(ENOUGH, search.candidates) or asker.ended:
             break
@@ -193,7 +193,7 @@ def predicted(
     return mean, np.maximum(std, FLOOR)
 
 
-def goodness(
+def p_good(
     asker: Asker, words: Words, history: Trials, configs: Sequence[Config], search: Search, seed: int
 ) -> list[float]:
     """Probability that each configuration is among the best, by the generative surrogate: sigmoid(l1 - l0) of the
@@ -228,7 +228,7 @@ def proposed(
     if not pool:
         return None
     if search.surrogate == "generative":
-        return Proposed(pool[int(np.argmax(goodness(asker, words, history, pool, search, seed)))])
+        return Proposed(pool[int(np.argmax(p_good(asker, words, history, pool, search, seed)))])
     if search.surrogate == "discriminative":
         mean, std = predicted(asker, words, history, pool, search, seed)
         gain = expected_improvement(mean, std, history.best, history.lower)

@@ -77,7 +77,7 @@ class Words:
         facts += [card.details] if card.context == "full" and card.details else []
         if self.bare:
             return "".join(f"{text}\n" for text in facts)
-        lines = "\n".join(f"- {p.told()}" for p in self.shown.parameters)
+        lines = "\n".join(f"- {p.describe()}" for p in self.shown.parameters)
         return " ".join([f"Hyperparameters of {card.model} are tuned.", *facts]) + f"\nThey are:\n{lines}\n\n"
 
     def warm(self, count: int) -> str:

@@ -100,7 +100,10 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
             UserError: no examples, or not one target for each.
         """
         config = self.learning
-        xs, self.targets_ = [reading.shown(x, config.decimals) for x in X], reading.Targets(list(y), config.decimals)
+        xs, self.targets_ = (
+            [reading.format_value(x, config.decimals) for x in X],
+            reading.Targets(list(y), config.decimals),
+        )
         if not xs or len(xs) != len(self.targets_.texts):
             raise UserError(f"{len(xs)} examples and {len(self.targets_.texts)} targets")
         self.asker_ = ask.Asker(self.lm, self.asking, self.seed)
@@ -183,7 +186,7 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
     def predict(self, X: Iterable[Any]) -> Any:
         """The output for every input `(n,)`: numbers where the targets were, else texts; unreadable outputs become the
         most frequent target, or the targets' mean. Earlier predictions are reused."""
-        xs = [reading.shown(x, self.learning.decimals) for x in X]
+        xs = [reading.format_value(x, self.learning.decimals) for x in X]
         new = [x for x in dict.fromkeys(xs) if x not in self.known_]
         outputs = self._outputs(new, range(len(new)), self.theta_)
         self.known_.update(
@@ -195,7 +198,7 @@ class VerbalModel(BaseEstimator):  # type: ignore[misc]  # scikit-learn has no t
     def __call__(self, prompts: Sequence[str]) -> list[str]:
         """Predictions as texts."""
         self.predict(prompts)
-        return [self.known_[reading.shown(x, self.learning.decimals)] for x in prompts]
+        return [self.known_[reading.format_value(x, self.learning.decimals)] for x in prompts]
 
     def score(self, X: Iterable[Any], y: Iterable[Any]) -> float:
         """R squared of numbers, accuracy of labels."""

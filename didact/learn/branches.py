@@ -39,7 +39,7 @@ class Branch(NamedTuple):
     share: float
 
 
-def searched(
+def search_trees(
     current: Round,
     index: Sequence[int],
     proposer: Callable[[Sequence[int], int], Steps | Pieces],
@@ -76,7 +76,7 @@ def searched(
     return current.chunks("trees", len(index), make, CHUNK)
 
 
-def collected(
+def collect(
     trees: Iterable[Mapping[str, Any]],
     model: Model,
     demos: Sequence[Demo],
@@ -136,7 +136,7 @@ def solved(trees: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Dem
     return [end.step.terminal and check(steps.text(model.tokenizer, end), demo) for end, demo in ends]
 
 
-def unsure(better: int, worse: int) -> float:
+def label_noise(better: int, worse: int) -> float:
     """Uncertainty of a pair from the visits of its steps: `min(1/2, N_l / (N_w + N_l))`."""
     return min(0.5, worse / (better + worse)) if better + worse else 0.5
 

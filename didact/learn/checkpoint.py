@@ -55,7 +55,7 @@ def save(
     root = Path(folder)
     path = root / f"step-{state.step:08d}"
     try:
-        if distributed.here()[0] == 0:
+        if distributed.group_rank()[0] == 0:
             for stale in [p for p in _all(root) if p != path and not files.foreign(p)][:-1]:
                 shutil.rmtree(stale, ignore_errors=True)
         spread = spread or shards.spread(weights.values())
@@ -72,7 +72,7 @@ def save(
                 "tokens": state.tokens,
                 "micro_tokens": state.micro_tokens,
             }
-            if distributed.here()[0] == 0 or not spread:
+            if distributed.group_rank()[0] == 0 or not spread:
                 (target / "state.json").write_text(json.dumps({"identity": identity, **fields}), encoding="utf-8")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -120,7 +120,7 @@ def load(
     return None
 
 
-def told(folder: str | Path) -> str:
+def resume_message(folder: str | Path) -> str:
     """Say from where a run with checkpoints anywhere under `folder` resumes."""
     checkpoints = [p for p in Path(folder).rglob("step-*") if STEP.fullmatch(p.name)]
     newest = max(checkpoints, key=lambda p: p.stat().st_mtime, default=None)
@@ -169,7 +169,7 @@ def _new_folder(path: Path, spread: bool) -> Iterator[Path]:
         with files.new_folder(path) as target:
             yield target
         return
-    with files.new_folder(path) if distributed.here()[0] == 0 else contextlib.nullcontext(path) as created:
+    with files.new_folder(path) if distributed.group_rank()[0] == 0 else contextlib.nullcontext(path) as created:
         yield Path(distributed.from_first([str(created)])[0])
         distributed.wait()
     distributed.wait()
@@ -186,7 +186,7 @@ def _set_aside(path: Path, reason: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path | None) -> Iterator[None]:
+def locked(folder: Path | None) -> Iterator[None]:
     """Lock the folder: inside the block no other training writes checkpoints into it.
 
     Raises:

@@ -32,7 +32,7 @@ def rank(module: nn.Module) -> tuple[int, int]:
     return state.process_index, state.num_processes
 
 
-def here() -> tuple[int, int]:
+def group_rank() -> tuple[int, int]:
     """Rank and world size of the process group, (0, 1) while none is initialised."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 

@@ -108,7 +108,9 @@ def fit(
     )
     parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
     masters = Masters(parameters)
-    optimizer = _optimizer(gradients.alike(masters.groups(groups or _groups(parameters, fit.weight_decay))), fit)
+    optimizer = _optimizer(
+        gradients.split_by_mesh(masters.groups(groups or _groups(parameters, fit.weight_decay))), fit
+    )
     folder = Path(fit.folder) / name if fit.folder else None
     run_id: dict[str, Any] = {}
     if folder:  # only then: a digest of a model reads all of its weights
@@ -141,7 +143,7 @@ def fit(
     saves = folder is not None and (is_main or sharded is not None)
     clock = _Clock(fit)
     with (
-        checkpoint.alone(folder if is_main else None),
+        checkpoint.locked(folder if is_main else None),
         _released(hooks),
         interrupts.after_the_step(folder is not None) as interrupt,
         torch.random.fork_rng(),
@@ -283,13 +285,13 @@ def _halved(error: RuntimeError, micro_tokens: int, coupled: bool, sharded: Shar
         ) from None
     if sharded and not sharded.over.alone:  # processes that share a layer must run the same rows through it
         raise UserError(
-            f"out of memory in process {distributed.here()[0]}, and others wait within a layer for it: give "
+            f"out of memory in process {distributed.group_rank()[0]}, and others wait within a layer for it: give "
             f"--micro-tokens {micro_tokens // 2} or --checkpointing (the result does not change)"
         ) from None
     agreed = isinstance(error, gradients.ExhaustedError)
     if micro_tokens <= 1 or (sharded and not agreed):  # not agreed: even the smallest record did not fit
         raise UserError("out of memory on a single record: use a smaller model, shorter records or LoRA") from None
-    if not agreed or distributed.here()[0] == 0:
+    if not agreed or distributed.group_rank()[0] == 0:
         message = str(error) if agreed else "out of memory"
         print(f"{message}: micro_tokens {micro_tokens} -> {micro_tokens // 2} (the result does not change)", flush=True)
     return micro_tokens // 2

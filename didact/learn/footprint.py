@@ -92,7 +92,7 @@ def rate(model: Model) -> float:
 
 def _trained_bytes(weight: Tensor, moments: int) -> int:
     """Bytes of a weight's gradient and moments, in float32 at least, and of the float32 copy of a narrower weight."""
-    per_weight = memory.kept(weight.element_size(), moments)
+    per_weight = memory.state_of_weight(weight.element_size(), moments)
     return weight.numel() * (per_weight.gradients + per_weight.optimizer)
 
 

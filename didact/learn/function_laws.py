@@ -68,7 +68,7 @@ class FunctionConfig:
     curriculum: Whole = 0
 
 
-def taught(c: FunctionConfig, functions: Functions | Mixture) -> Functions | Mixture | Curriculum:
+def training_sampler(c: FunctionConfig, functions: Functions | Mixture) -> Functions | Mixture | Curriculum:
     """Return the sampler for training: a class or mixture, under the curriculum where there is one."""
     return Curriculum(functions, c.curriculum) if c.curriculum else functions
 

@@ -82,7 +82,7 @@ def backward(
     # A coupled loss needs every row on every rank: each computes all of it and counts for a share.
     part = batch if coupled else batch.shard(rank, copies)
     share = 1 / copies if coupled else 1.0
-    reports = sharded is None or sharded.over.tells
+    reports = sharded is None or sharded.over.reports
     in_flight = sharded.over.relay.ahead if sharded and sharded.over.relay else 0
     pending: deque[Tensor] = deque()  # losses whose backward pass is to come
     sums: dict[str, Tensor] = {}
@@ -144,7 +144,7 @@ def clip(parameters: Mapping[str, Tensor], limit: float, sharded: Sharded | None
     return norm
 
 
-def alike(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def split_by_mesh(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Split parameter groups so that all tensors of one are on the same device mesh, as optimizers require."""
     split = []
     for group in groups:

@@ -60,7 +60,7 @@ def fit_for(method: Callable[..., Any], model: Model, **changes: Any) -> Fit:
     return fit.replace(lr=rate)
 
 
-def told(model: Model, fit: Fit, records: int) -> str:
+def plan_warning(model: Model, fit: Fit, records: int) -> str:
     """Return a warning if a plan can hardly move the model, else an empty string."""
     steps = fit.total_steps(records)
     reach = fit.lr * sum(schedules.factor(fit.schedule, s, steps, fit.warmup_count(records)) for s in range(steps))

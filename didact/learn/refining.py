@@ -220,8 +220,8 @@ def parts_of(
         isinstance(feedback, str) and (remote.is_address(feedback) or Path(feedback).is_dir())
     )
     adviser = _model(feedback, start) if isinstance(feedback, str) and is_model else None
-    critic: Any = None if is_model else functions.imported(str(feedback), "feedback") if is_name else feedback
-    checker: Check | None = functions.imported(check, "check") if isinstance(check, str) else check
+    critic: Any = None if is_model else functions.import_function(str(feedback), "feedback") if is_name else feedback
+    checker: Check | None = functions.import_function(check, "check") if isinstance(check, str) else check
     refiner_lm, judge_lm = _model(refiner, start), _model(judge, start)
     needs = {"judge": (judge_lm, "top_logprobs"), "embedding": (judge_lm, "hidden"), "logp": (refiner_lm, "score")}
     lm, capability = needs.get(selector, (None, ""))
@@ -231,7 +231,7 @@ def parts_of(
     return Parts(config, n, selector, with_feedback, questions, refiner_lm, judge_lm, adviser, critic, checker)
 
 
-def given(critiques: Sequence[Critique], target: str) -> list[Critique]:
+def reference_refinements(critiques: Sequence[Critique], target: str) -> list[Critique]:
     """Return records whose refinement is their own answer (target initial), or the human-written one (gold).
 
     Raises:
@@ -282,7 +282,7 @@ def _model(name: str | LM, start: Model) -> LM | None:
         return None
     if name == "start":
         return language_models.of(start)
-    return remote.named(name)
+    return remote.open_lm(name)
 
 
 def _drawn(

@@ -29,7 +29,9 @@ def reward_of(source: str | Reward, option: str = "reward") -> Reward:
         return functions.checked(source, option)
     if source and Path(source).is_dir():
         return by_yesno(load.load(source), source) if _is_language_model(Path(source)) else reward_model(source)
-    return functions.checked(functions.imported(source, option, "module:function or a reward model's folder"), source)
+    return functions.checked(
+        functions.import_function(source, option, "module:function or a reward model's folder"), source
+    )
 
 
 def by_yesno(model: Model, name: str = "reward", question: Question = yesno.GOOD) -> Reward:
@@ -58,8 +60,12 @@ def opened(folder: str, device: str | None = None) -> Model:
     base = places.base_of(path) if adapter else folder
     try:
         module: Any
-        module, _ = opening.opened("AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {}))
-        tokenizer: Any = (load.tokenizer_of(path) if adapter else None) or opening.opened("AutoTokenizer", base)
+        module, _ = opening.open_pretrained(
+            "AutoModelForSequenceClassification", base, **({"num_labels": 1} if adapter else {})
+        )
+        tokenizer: Any = (load.tokenizer_of(path) if adapter else None) or opening.open_pretrained(
+            "AutoTokenizer", base
+        )
         if adapter:  # the head is saved with the adapter
             module = load.put_on(module, path, base).merge_and_unload()
     except (OSError, ValueError) as error:

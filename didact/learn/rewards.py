@@ -45,7 +45,7 @@ def headed(model: Model, seed: int = 0) -> Model:
         try:
             if model.kind != "causal":
                 raise ValueError
-            module: Any = opening.built("AutoModelForSequenceClassification", config)
+            module: Any = opening.build_from_config("AutoModelForSequenceClassification", config)
         except ValueError:
             raise UserError(
                 f"a reward model needs a causal model with a classification head, which {kind} does not have"

@@ -59,7 +59,7 @@ class Round:
         """
         size = size or CHUNK
         rank, world = distributed.rank(self.model.module)
-        sharded = spread.lies(self.model.module)  # sharded weights: all processes make every chunk together
+        sharded = spread.is_sharded(self.model.module)  # sharded weights: all processes make every chunk together
         parts = 1 if sharded else world
         file = self.folder / f"{name}.jsonl" if self.folder and rank == 0 else None
         values = _read_chunks(file, count, size) if file else []
@@ -199,7 +199,7 @@ def run_rounds(
         UserError: the folder holds rounds of another model, or with other options.
     """
     rank, world = distributed.rank(model.module)
-    if engine := engines.given():
+    if engine := engines.current():
         engine.begin(model, fit)
     root = Path(fit.folder) / name if fit.folder else None
     if root:
@@ -218,7 +218,7 @@ def run_rounds(
         current = Round(number, outcome.model, seeded, folder)
         with engines.collecting(current.model):
             outcome.data.append(collect(current))
-        weights = outcome.model.module.state_dict() if spread.lies(model.module) else None
+        weights = outcome.model.module.state_dict() if spread.is_sharded(model.module) else None
         saved = checkpoint.load(folder / "promoted", {}, weights) if folder else None
         if saved:
             promoted, state = saved
@@ -230,7 +230,7 @@ def run_rounds(
         else:
             trained = train(current, outcome.data[-1])
             outcome.model, state = adapters.merged(trained.model), trained.state
-            if folder and (rank == 0 or spread.lies(outcome.model.module)):
+            if folder and (rank == 0 or spread.is_sharded(outcome.model.module)):
                 promotion = State(number, {}, [h.state() for h in hooks], None, trained.history, state.tokens)
                 checkpoint.save(folder / "promoted", outcome.model.module.state_dict(), promotion, {})
         if world > 1:  # no process reads a round's folder while another writes there

@@ -102,7 +102,7 @@ def train(
     run_id = _identity(model, rows, recipe, fit) if folder else {}
     with contextlib.ExitStack() as stack:
         stack.enter_context(distributed.peers())
-        stack.enter_context(checkpoint.alone(folder if _is_first() else None))
+        stack.enter_context(checkpoint.locked(folder if _is_first() else None))
         state = taken_back(folder, worker, optimizer, run_id) if folder else State()
         for hook, saved in zip(hooks, state.hooks, strict=False):
             hook.restore(saved)
@@ -186,7 +186,7 @@ def keep(
 ) -> None:
     """Write a checkpoint under the whole model's names, every process its part."""
     slots = checkpoint.optimizer_tensors(optimizer, {p: name for name, p in worker.named.items()})
-    several = distributed.here()[1] > 1
+    several = distributed.group_rank()[1] > 1
     checkpoint.save(folder, worker.named, dataclasses.replace(state, optimizer=slots), run_id, spread=several)
 
 
@@ -204,7 +204,7 @@ def taken_back(folder: Path, worker: engine.Engine, optimizer: torch.optim.Optim
 
 def _is_first() -> bool:
     """Whether this is the first of all processes."""
-    return distributed.here()[0] == 0
+    return distributed.group_rank()[0] == 0
 
 
 def _identity(model: Model, rows: Sequence[TokenizedExample], recipe: Recipe, fit: Fit) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def ready(model: Model, rank: int) -> Model:
     return model
 
 
-def told(model: Model, rank: int) -> str:
+def describe(model: Model, rank: int) -> str:
     """Describe what `ready` does with an adapter, in one line; empty for other models."""
     if not adapted(model):
         return ""

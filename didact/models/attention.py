@@ -22,7 +22,7 @@ from didact.types import UserError
 NAME = "didact_recording"
 
 
-class Seen(NamedTuple):
+class LayerRecord(NamedTuple):
     """One layer in one pass: `query (B, H, T, d)`, `key` and `value (B, H, S, d)` repeated for the heads that share
     them, `mask (B, 1, T, S)` that is added to the scores, output of the heads `(B, T, H, d)`."""
 
@@ -50,7 +50,7 @@ class Tape:
     """The record: `passes[i]` are the layers of the i-th pass, `outputs[i]` the output `(B, T, D)` that each added to
     the residual stream."""
 
-    passes: list[list[Seen]] = field(default_factory=list)
+    passes: list[list[LayerRecord]] = field(default_factory=list)
     outputs: list[list[Tensor]] = field(default_factory=list)
 
 
@@ -78,8 +78,10 @@ def recorded(module: nn.Module) -> Iterator[Tape]:
         keys, values = (x.detach().repeat_interleave(groups, 1) for x in (key, value))
         scale = kwargs.get("scaling")
         tape.passes[-1].append(
-            Seen(query.detach(), keys, values, mask, 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
-                 kwargs.get("softcap"), heads.detach())
+            LayerRecord(
+                query.detach(), keys, values, mask, 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
+                kwargs.get("softcap"), heads.detach(),
+            )
         )  # fmt: skip
         return heads, weights
 

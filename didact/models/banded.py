@@ -76,7 +76,7 @@ class Banded(nn.Module):
         super().__init__()
         self.spec = {"config": dict(config), "width": width, "layers": layers}
         if inner is None:
-            inner = opening.built("AutoModelForCausalLM", config)
+            inner = opening.build_from_config("AutoModelForCausalLM", config)
         decoder: Any = inner
         self.inner = decoder
         if (implementation := decoder.config._attn_implementation) not in ("eager", "sdpa"):

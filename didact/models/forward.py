@@ -64,7 +64,7 @@ def label_states(
         return _at_labels(_decoded(model, batch), batch)
     if model.kind == "masked":
         return _masked_logits(model, batch.unrolled())
-    if batch.reach is not None and past is None and not takes_trees(model):
+    if batch.reach is not None and past is None and not supports_tree_masks(model):
         batch = batch.unrolled()
     visible = None
     if hide[1] > 0:
@@ -74,7 +74,7 @@ def label_states(
     if past is not None:
         inputs["past_key_values"] = past.store
         inputs["attention_mask"] = nn.functional.pad(batch.attention_mask, (past.position.shape[1], 0), value=1)
-    if batch.reach is not None and takes_trees(model):
+    if batch.reach is not None and supports_tree_masks(model):
         positions = past.position if past is not None else None
         inputs["attention_mask"] = masks.tree(batch, inner.config, _score_dtype(model), positions, visible)
         inputs["position_ids"] = batch.position_ids
@@ -95,10 +95,10 @@ def _masked_logits(model: Model, batch: Tokens) -> Tensor:
     return logits[row, column]
 
 
-def takes_trees(model: Model) -> bool:
+def supports_tree_masks(model: Model) -> bool:
     """Whether rows of a batch for this model may share prefixes under a tree mask."""
     if isinstance(model, EnsembleModel):
-        return all(map(takes_trees, model.members))
+        return all(map(supports_tree_masks, model.members))
     config: Any = getattr(prefix.inner_of(model), "config", None)
     return (
         model.kind == "causal"
@@ -111,7 +111,7 @@ def takes_trees(model: Model) -> bool:
 
 def packing_of(model: Model, pack: bool = True) -> Packing | None:
     """Return how rows are packed for this model; None if every row is separate."""
-    return Packing(6 * int(model.text_config.hidden_size), pack=pack) if takes_trees(model) else None
+    return Packing(6 * int(model.text_config.hidden_size), pack=pack) if supports_tree_masks(model) else None
 
 
 def at_once(model: Model) -> int:
@@ -244,7 +244,7 @@ def score(
     was_training = model.module.training
     model.module.eval()
     try:
-        if kv_cache is not None and takes_trees(model) and prefix.shares(model):
+        if kv_cache is not None and supports_tree_masks(model) and prefix.shares(model):
             batches = _batches_from_cache(model, rows, batch_tokens, kv_cache)
         else:
             batches = _batches(model, rows, batch_tokens)

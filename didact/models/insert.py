@@ -302,5 +302,5 @@ def _build_decoder(config: Mapping[str, Any]) -> nn.Module:
         module, _, name = target.partition(":")
         own: nn.Module = getattr(importlib.import_module(module), name)(**config["spec"])
         return own
-    decoder: nn.Module = opening.built("AutoModelForCausalLM", config)
+    decoder: nn.Module = opening.build_from_config("AutoModelForCausalLM", config)
     return decoder

@@ -80,7 +80,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
     if (folder / "adapter_config.json").exists():
         return _load_adapter(folder, device, dtype, quantize, parallel)
     try:
-        config = opening.opened("AutoConfig", path)
+        config = opening.open_pretrained("AutoConfig", path)
     except Exception as error:  # an invalid configuration can fail anywhere in transformers
         raise UserError(
             f"{path}: neither a model folder nor a hub id that can be reached: {_first_line(error)}"
@@ -107,8 +107,8 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
         if sharded:
             module, info = spread.opened(auto, path, config, DTYPES[dtype], device_of(device), parallel)
         else:
-            module, info = opening.opened(auto, path, dtype=DTYPES[dtype], **options)
-        tokenizer = opening.opened("AutoTokenizer", path)
+            module, info = opening.open_pretrained(auto, path, dtype=DTYPES[dtype], **options)
+        tokenizer = opening.open_pretrained("AutoTokenizer", path)
     except UserError:
         raise
     except Exception as error:
@@ -130,7 +130,7 @@ def _load(path: str | Path, device: str | None, dtype: str, quantize: places.Qua
     return model
 
 
-def kept(kind: str, make: Callable[[], Model], *parts: str) -> Model:
+def cached_model(kind: str, make: Callable[[], Model], *parts: str) -> Model:
     """Return the model that `make` builds, cached on disk by the hash of `parts`; print a hit."""
     place = cache.place(kind, *parts)
     if place is None:
@@ -200,7 +200,11 @@ def put_on(module: Any, folder: Path, base: str) -> Any:
 
 def tokenizer_of(adapter: Path) -> Any:
     """Load an adapter folder's own tokenizer; None if it has none."""
-    return opening.opened("AutoTokenizer", adapter) if places.TOKENIZERS & {p.name for p in adapter.iterdir()} else None
+    return (
+        opening.open_pretrained("AutoTokenizer", adapter)
+        if places.TOKENIZERS & {p.name for p in adapter.iterdir()}
+        else None
+    )
 
 
 def _vocabulary_size(folder: Path, module: Any) -> int | None:
@@ -247,7 +251,7 @@ def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
             stored += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118  (no mapping)
     if stored and not getattr(config, "quantization_config", None):  # else the weights are packed
         with torch.device("meta"):
-            described = sum(p.numel() for p in opening.built(auto, config).parameters())
+            described = sum(p.numel() for p in opening.build_from_config(auto, config).parameters())
         if described > 2 * stored:
             raise UserError(
                 f"{folder}: its configuration describes {described:,} weights, its files hold {stored:,}: "
@@ -257,7 +261,7 @@ def _check_size(folder: Path, auto: opening.Part, config: Any) -> None:
 
 def _check_finite(model: Model, path: str) -> None:
     for name, p in model.module.named_parameters():
-        if not bool(torch.isfinite(shards.mine(p)).all()):
+        if not bool(torch.isfinite(shards.local(p)).all()):
             raise UserError(f"{path}: weight '{name}' holds NaN or infinities: the checkpoint is damaged")
 
 

@@ -113,7 +113,7 @@ class EnsembleModel(Model):
         """
         base, *others = self.members
         place = base.loaded_from
-        if spread.follows(self.module):
+        if spread.is_follower(self.module):
             for member in others if place else self.members:
                 member.save(folder)
             return "didact"
@@ -235,7 +235,7 @@ def _vocabulary(model: Model) -> dict[int, str]:
 
 def _last_logits(module: Any, keep: int, kwargs: dict[str, Any]) -> Any:
     """Run a member without a cache; logits of the last `keep` tokens (0: all), positions only if it accepts them."""
-    accepted = prefix.takes(module)
+    accepted = prefix.forward_arguments(module)
     options = {"logits_to_keep": keep} if "logits_to_keep" in accepted else {}
     inputs = {name: value for name, value in kwargs.items() if name != "position_ids" or name in accepted}
     out = module(**inputs | options | {"use_cache": False})

@@ -36,7 +36,7 @@ def task_vector(tuned: Model, base: Model) -> Vector:
 
 
 @torch.no_grad()
-def moved(model: Model, vector: Mapping[str, Tensor], scale: float) -> Model:
+def add_vector(model: Model, vector: Mapping[str, Tensor], scale: float) -> Model:
     """Return a copy at `theta + scale vector`; a negative scale removes what the vector taught."""
     copied = adapters.placeless(copy_of(adapters.merged(model)))
     weights = _weights(copied)
@@ -106,7 +106,7 @@ def ia3(model: Model) -> Model:
 
 
 @torch.no_grad()
-def weighed(adapted: Model, weight: float) -> Model:
+def scale_adapter(adapted: Model, weight: float) -> Model:
     """Return a copy whose adapter is scaled by `weight`; -1 negates it.
 
     LoRA's product B A is scaled in ONE factor (negating both changes nothing), (IA)^3 in its distance from 1:

@@ -197,8 +197,8 @@ class Model:
 
         if adapters.without_base(self):
             return adapters.merged(self).save(folder)
-        state = spread.handed(self.module) if spread.lies(self.module) else None
-        if spread.follows(self.module):
+        state = spread.gather(self.module) if spread.is_sharded(self.module) else None
+        if spread.is_follower(self.module):
             return "peft" if adapters.adapted(self) else "hf"
         with files.new_folder(folder) as fresh:
             return self._save(fresh, state)

@@ -58,5 +58,5 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved beside the weights, if the module reads text."""
     if not (folder / "tokenizer_config.json").exists():
         return None
-    tokenizer: PreTrainedTokenizerBase = opening.opened("AutoTokenizer", folder)
+    tokenizer: PreTrainedTokenizerBase = opening.open_pretrained("AutoTokenizer", folder)
     return tokenizer

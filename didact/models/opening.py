@@ -23,7 +23,7 @@ Part = Literal[
 ]
 
 
-def opened(part: Part, path: str | Path, **kwargs: Any) -> Any:
+def open_pretrained(part: Part, path: str | Path, **kwargs: Any) -> Any:
     """`transformers.<part>.from_pretrained(path)` with remote code off and nothing logged; weights from safetensors
     or a GGUF file only.
 
@@ -72,7 +72,7 @@ def quantisation(kind: str, dtype: Any, device: Any) -> dict[str, Any]:
     return {"quantization_config": BitsAndBytesConfig(**options), "device_map": {"": device}}
 
 
-def built(part: Part, config: Any) -> Any:
+def build_from_config(part: Part, config: Any) -> Any:
     """Build a new module from a configuration, or from its fields with their `model_type`.
 
     Raises:

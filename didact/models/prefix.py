@@ -238,8 +238,8 @@ def step(
         mask: False at padding among the store's and these columns, `(B, past + T)`; None if there is none.
         keep: columns `(k,)` whose logits are returned, or how many at the end.
     """
-    options: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in takes(model.module) else {}
-    if "position_ids" in takes(model.module):
+    options: dict[str, Any] = {"logits_to_keep": keep} if "logits_to_keep" in forward_arguments(model.module) else {}
+    if "position_ids" in forward_arguments(model.module):
         options["position_ids"] = positions.expand(len(ids), -1)
     return model.module(input_ids=ids, attention_mask=mask, past_key_values=store, use_cache=True, **options).logits
 
@@ -249,7 +249,7 @@ def inner_of(model: Model) -> Any:
     return _inner(model.module)
 
 
-def takes(module: Any) -> Collection[str]:
+def forward_arguments(module: Any) -> Collection[str]:
     """Return the names of the arguments that the forward of the (unwrapped) transformers model accepts."""
     return inspect.signature(type(_inner(module)).forward).parameters
 

@@ -42,7 +42,7 @@ def read(path: str | Path) -> ModelSpec:
     if not folder.exists() and (Path(path).name == "config.json" or str(path).startswith((".", "/", "~"))):
         raise UserError(f"{path}: no such folder or file")
     try:
-        return of(opening.opened("AutoConfig", folder if folder.exists() else path), str(path))
+        return of(opening.open_pretrained("AutoConfig", folder if folder.exists() else path), str(path))
     except UserError:
         raise
     except Exception as error:  # an invalid configuration can fail anywhere in transformers
@@ -56,7 +56,7 @@ def of(config: Any, name: str = "") -> ModelSpec:
         raise UserError(f"{name}: an encoder-decoder model: the planner takes causal models only")
     config = copy.deepcopy(text_part(config))  # building a model changes it
     with torch.device("meta"):
-        module = opening.built("AutoModelForCausalLM", config).to(torch.bfloat16).eval()
+        module = opening.build_from_config("AutoModelForCausalLM", config).to(torch.bfloat16).eval()
     layers = insert.blocks(module)
     inside = {id(p) for block in layers for p in block.parameters()}
     table, head = module.get_input_embeddings(), module.get_output_embeddings()

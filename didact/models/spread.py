@@ -24,18 +24,18 @@ def layers(module: nn.Module) -> list[Any]:
 def opened(
     auto: opening.Part, path: str | Path, config: Any, dtype: torch.dtype, device: torch.device, parallel: str
 ) -> Any:
-    """Open a model as `opening.opened` does, its layers sharded over the processes and the rest whole in each.
+    """Open a model as `opening.open_pretrained` does, its layers sharded over the processes and the rest whole in each.
 
     Every process reads its rows of the files; if those name or shape weights differently from transformers, the first
     one reads all into its host's memory, and broadcasts them one by one.
     """
-    module, info = opening.opened(auto, path, dtype=dtype, device_map="meta")
+    module, info = opening.open_pretrained(auto, path, dtype=dtype, device_map="meta")
     over = mesh.over(parallel, device.type).layers
     rows = _rows_from_files(Path(path), module) or _rows_from_first(auto, path, module, dtype, device)
     with init_empty_weights(include_buffers=False):
-        computed = dict(opening.built(auto, config).named_buffers())  # which no file holds
+        computed = dict(opening.build_from_config(auto, config).named_buffers())  # which no file holds
     state = module.state_dict()
-    parted.laid(module, layers(module), over, rows, device)
+    parted.fill(module, layers(module), over, rows, device)
     for prefix, part in module.named_modules():
         for name, buffer in part._buffers.items():
             if buffer is not None:
@@ -70,7 +70,7 @@ def _rows_from_first(
 ) -> parted.Rows:
     """Return a reader of rows that the first process broadcasts; all must read the same weights in the same order."""
     weights = module.state_dict()
-    whole = opening.opened(auto, path, dtype=dtype)[0].state_dict() if dist.get_rank() == 0 else {}
+    whole = opening.open_pretrained(auto, path, dtype=dtype)[0].state_dict() if dist.get_rank() == 0 else {}
 
     def rows(name: str, part: slice) -> Tensor:
         weight = weights[name]
@@ -81,26 +81,26 @@ def _rows_from_first(
     return rows
 
 
-def lies(module: nn.Module) -> bool:
+def is_sharded(module: nn.Module) -> bool:
     """Whether any weight is sharded over processes."""
     return shards.spread(module.parameters())
 
 
-def follows(module: nn.Module) -> bool:
+def is_follower(module: nn.Module) -> bool:
     """Whether it is sharded over processes and another one than this writes its files."""
-    return lies(module) and dist.get_rank() > 0
+    return is_sharded(module) and dist.get_rank() > 0
 
 
 def agreed(module: nn.Module, found: bool) -> bool:
     """Whether all processes found something, if a model is sharded over them: else some would wait for the others."""
-    if not lies(module):
+    if not is_sharded(module):
         return found
     answers: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(answers, found)
     return all(answers)
 
 
-def handed(module: nn.Module) -> dict[str, Tensor]:
+def gather(module: nn.Module) -> dict[str, Tensor]:
     """Gather weights by name, one after the other, into the first process's host memory: all processes must call it.
 
     Of an adapter without its base model's.

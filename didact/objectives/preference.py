@@ -105,7 +105,7 @@ def orpo(chosen_mean: Tensor, rejected_mean: Tensor, beta: float = 0.1) -> Tenso
     return -chosen_mean + beta * pairwise(log_odds(chosen_mean) - log_odds(rejected_mean))
 
 
-class Named(NamedTuple):
+class PairLoss(NamedTuple):
     """A pair loss looked up by name: `loss(logp (B, 2), ref_logp (B, 2), index (B,)) -> (B,)`, chosen first.
 
     `mean`: whether it takes means over tokens; `reference`: whether it needs a reference model.
@@ -116,7 +116,7 @@ class Named(NamedTuple):
     reference: bool
 
 
-def named(name: PairLossName, beta: float, gamma: float = 0.5, label_smoothing: float | Tensor = 0.0) -> Named:
+def pair_loss(name: PairLossName, beta: float, gamma: float = 0.5, label_smoothing: float | Tensor = 0.0) -> PairLoss:
     """Return a pair loss by name.
 
     Args:
@@ -138,7 +138,7 @@ def named(name: PairLossName, beta: float, gamma: float = 0.5, label_smoothing: 
         return dpo(*sides, beta, smoothing)
 
     reference_free = name in ("simpo", "orpo")
-    return Named(loss, mean=reference_free, reference=not reference_free)
+    return PairLoss(loss, mean=reference_free, reference=not reference_free)
 
 
 def aggregated(

@@ -28,7 +28,7 @@ POLICIES = {
 }
 
 
-def kept(width: int, moments: int) -> State:
+def state_of_weight(width: int, moments: int) -> State:
     """Return the state of a weight of `width` bytes: gradient, moments (float32 at least), master copy if narrower."""
     return State(width, max(width, 4), max(width, 4) * moments + (4 if width < 4 else 0))
 

@@ -96,7 +96,7 @@ class Over(NamedTuple):
         return self.grid.tp if self.grid else 1
 
     @property
-    def tells(self) -> bool:
+    def reports(self) -> bool:
         """Whether this process reports: the first of the redundant ones, on the stage that computes losses."""
         return self.grid is None or (self.grid.last and self.grid.rank("tp") == 0)
 

@@ -28,14 +28,14 @@ Rows = Callable[[str, slice], Tensor]
 """Reads rows of a weight, given by its name in the whole module."""
 
 
-class Whole:
+class GatherHooks:
     """The hooks of a layer that gather its weights before it runs, and shard them afterwards, even if it fails."""
 
     def __init__(self) -> None:
         self.number, self.parts = next(_LAYER_NUMBERS), list[Spot]()
 
-    def __deepcopy__(self, memo: Any) -> Whole:
-        return Whole()
+    def __deepcopy__(self, memo: Any) -> GatherHooks:
+        return GatherHooks()
 
     def gather(self, layer: nn.Module, _: Any = None) -> None:
         """Gather the layer's weights.
@@ -61,7 +61,7 @@ class Whole:
         self.parts = []
 
 
-def laid(module: nn.Module, layers: Sequence[nn.Module], over: DeviceMesh, rows: Rows, device: torch.device) -> None:
+def fill(module: nn.Module, layers: Sequence[nn.Module], over: DeviceMesh, rows: Rows, device: torch.device) -> None:
     """Fill a module on the meta device: layers sharded over a mesh, other weights whole; tied weights stay tied.
 
     Args:
@@ -100,17 +100,17 @@ def _local_part(name: str, p: Tensor, over: DeviceMesh, rows: Rows, device: torc
 def watched(layers: Sequence[nn.Module]) -> None:
     """Gather layers whenever they run."""
     for layer in layers:
-        hooks = Whole()
+        hooks = GatherHooks()
         layer.register_forward_pre_hook(hooks.gather)
         layer.register_forward_hook(hooks.part, always_call=True)
 
 
-def lifted(module: nn.Module) -> dict[str, Tensor]:
+def take_parts(module: nn.Module) -> dict[str, Tensor]:
     """Take the parts out of a module, by name, and put weights on the meta device in their place."""
     held, bare = dict[str, Tensor](), dict[int, nn.Parameter]()
     for prefix, part in module.named_modules():
         for hooks in (part._forward_pre_hooks, part._forward_hooks):
-            for key in [k for k, hook in hooks.items() if isinstance(_owner(hook), Whole)]:
+            for key in [k for k, hook in hooks.items() if isinstance(_owner(hook), GatherHooks)]:
                 del hooks[key]
                 part._forward_hooks_always_called.pop(key, None)
         for name, p in list(part._parameters.items()):
@@ -121,7 +121,7 @@ def lifted(module: nn.Module) -> dict[str, Tensor]:
     return held
 
 
-def returned(module: nn.Module, held: Mapping[str, Any], over: DeviceMesh) -> None:
+def put_parts(module: nn.Module, held: Mapping[str, Any], over: DeviceMesh) -> None:
     """Put parts back into a module that FSDP2 has sharded on the meta device; trained ones are copied.
 
     Raises:
@@ -159,7 +159,7 @@ def hidden(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def opened(layer: nn.Module) -> Iterator[None]:
     """Gather a layer inside; changes to its weights are kept: all processes must call it."""
-    hooks = next(owner for hook in layer._forward_pre_hooks.values() if isinstance(owner := _owner(hook), Whole))
+    hooks = next(owner for hook in layer._forward_pre_hooks.values() if isinstance(owner := _owner(hook), GatherHooks))
     with torch.no_grad():
         hooks.gather(layer)
         try:
@@ -173,7 +173,9 @@ def opened(layer: nn.Module) -> Iterator[None]:
 def layers_of(module: nn.Module) -> list[nn.Module]:
     """Return the layers that are sharded."""
     return [
-        part for part in module.modules() if any(isinstance(_owner(h), Whole) for h in part._forward_hooks.values())
+        part
+        for part in module.modules()
+        if any(isinstance(_owner(h), GatherHooks) for h in part._forward_hooks.values())
     ]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from didact.errors import UserError
 
 
-class Left(Exception):  # noqa: N818  (not an error)
+class StatesSent(Exception):  # noqa: N818  (not an error)
     """The states have been sent on: the rest of the loss is computed on the last stage."""
 
     def __init__(self, end: Tensor) -> None:
@@ -57,7 +57,7 @@ class Relay:
         self.passes = 0
         try:
             return compute(*args)
-        except Left as stopped:
+        except StatesSent as stopped:
             return stopped.end
         finally:
             self.passes = None
@@ -144,7 +144,7 @@ class Leaves(nn.Module):
         if self.relay.number == 0:
             self.relay.enter()
         end: Tensor = _Send.apply(states.to(self.dtype), self.relay)
-        raise Left(end)
+        raise StatesSent(end)
 
 
 class _Receive(torch.autograd.Function):

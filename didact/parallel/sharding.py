@@ -38,7 +38,7 @@ class Sharded:
         self.over, self.settled = over, False
         self.frozen = {n: p.detach() for n, p in module.named_parameters() if not p.requires_grad}
         self.template = _without_memory(module)
-        self.held = parted.lifted(module)
+        self.held = parted.take_parts(module)
         self.module, self.root = module, _Root(module)
         tied = stages.relayed(tensor.inner(module), over.relay) if over.relay else None
         self.shared = next((n for n, p in module.named_parameters() if p is tied), None)
@@ -54,7 +54,7 @@ class Sharded:
                 part.set_force_sum_reduction_for_comms(True)
         root: Any = self.root
         root.set_gradient_divide_factor(float(over.alike))
-        parted.returned(module, self.held, over.layers)
+        parted.put_parts(module, self.held, over.layers)
         with self.open():  # FSDP2 takes the first module to run as the root
             self.root(lambda: None)
 

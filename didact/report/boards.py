@@ -48,7 +48,7 @@ def time_spent(board: Mapping[str, Any]) -> str:
 
 def verdict(board: Mapping[str, Any]) -> str:
     """One or two sentences: which arm is best, which are tied with it, and which are no better than no teaching."""
-    rows, metric = board["rows"], named(board["primary"])
+    rows, metric = board["rows"], display_name(board["primary"])
     baseline, score_only = reference(board), scored_only(board)
     taught = [row for row in rows if row["arm"] != baseline]
     if not taught:
@@ -84,7 +84,9 @@ def verdict(board: Mapping[str, Any]) -> str:
         )
         text = f"{first['arm']} is best: {score}, {over_next}{gain}."
     not_better = [
-        row["arm"] for row in taught if row["arm"] not in (first["arm"], *ties) and against(row, board) != "better"
+        row["arm"]
+        for row in taught
+        if row["arm"] not in (first["arm"], *ties) and versus_reference(row, board) != "better"
     ]
     if not_better:
         text += f" {_join(not_better)} {'is' if len(not_better) == 1 else 'are'} not better than {_join([baseline])}."
@@ -188,7 +190,7 @@ def edge(row: Mapping[str, Any]) -> str:
     return "smallest" if lr == rates[0] else "largest"
 
 
-def against(row: Mapping[str, Any], board: Mapping[str, Any], column: str = "to_untouched") -> str:
+def versus_reference(row: Mapping[str, Any], board: Mapping[str, Any], column: str = "to_untouched") -> str:
     """`better` or `worse` if the paired interval excludes 0, else `unclear`."""
     ends = ends_of(row[column])
     if not ends:
@@ -207,7 +209,7 @@ def budget(board: Mapping[str, Any]) -> str:
     return f"{words.many(amount)} {'FLOP' if unit == 'flops' else unit}"
 
 
-def named(metric: str) -> str:
+def display_name(metric: str) -> str:
     """A metric's name with spaces for underscores."""
     return metric.replace("_", " ")
 
@@ -242,7 +244,7 @@ def _collapse_warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for metric in (*FALLEN, "length"):
             value, before = (svg.number(metrics.get(metric, {}).get("mean")) for metrics in (row["metrics"], baseline))
             if value < before / 2:
-                arms_by_change.setdefault(f"less than half the {named(metric)}", []).append(row["arm"])
+                arms_by_change.setdefault(f"less than half the {display_name(metric)}", []).append(row["arm"])
             elif metric == "length" and value > 2 * before:
                 arms_by_change.setdefault("more than twice the length", []).append(row["arm"])
     return [

@@ -16,7 +16,7 @@ from didact.types import UserError
 VERDICTS = ("holds", "fails", "inconclusive", None)
 
 
-def told(path: Path) -> dict[str, Any]:
+def template_context(path: Path) -> dict[str, Any]:
     """Return the context of `claim.html`.
 
     Raises:

@@ -34,7 +34,7 @@ PHASES = {
 CONVERSIONS = {("demo", "preference"): "completion=chosen"}  # {(kind needed, kind given): --map that converts it}
 
 
-def told(root: Path) -> dict[str, Any]:
+def template_context(root: Path) -> dict[str, Any]:
     """Return the context of `compare.html`.
 
     Raises:
@@ -69,7 +69,7 @@ def told(root: Path) -> dict[str, Any]:
         "strip": ""
         if score_only
         else comparison_plots.strip(
-            boards.named(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]
+            boards.display_name(board["primary"]), {r["arm"]: r["per_seed"] for r in rows}, board["seeds"]
         ),
         "searches": [(row["arm"], _search(row, board["primary"]), boards.edge(row)) for row in rows if row["search"]],
         "beyond": {row["arm"]: row.get("beyond", 0) for row in rows},
@@ -138,7 +138,7 @@ def _row(place: int, row: Mapping[str, Any], board: Mapping[str, Any], scales: M
     }
     return {
         **row, "place": place + 1, "standing": standing, "marks": marks, "shown": texts,
-        "against": "" if row["arm"] == boards.reference(board) else boards.against(row, board),
+        "against": "" if row["arm"] == boards.reference(board) else boards.versus_reference(row, board),
         "spent": {unit: svg.number(row["cost"].get(unit)) for unit in ("tokens", "flops", "seconds")},
         "off": f"{share:+.0%}" if (share := boards.off_budget(row, board)) else "",
     }  # fmt: skip
@@ -161,14 +161,14 @@ def _quality_plot(board: Mapping[str, Any]) -> Any:
     label = {"tokens": "tokens used by teaching", "flops": "FLOP used by teaching", "seconds": "seconds of teaching"}[
         unit
     ]
-    metric = f"{boards.named(board['primary'])} ({board['better']} is better)"
+    metric = f"{boards.display_name(board['primary'])} ({board['better']} is better)"
     return comparison_plots.scatter(points, label, metric, _levels(board), ("budget", board["budget"]["amount"]))
 
 
 def _search(row: Mapping[str, Any], metric: str) -> Any:
     """Plot the tuning score by learning rate."""
     points = sorted((float(rate), svg.number(score)) for rate, score in row["search"].items())
-    line = plots.Line(boards.named(metric), [rate for rate, _ in points], [score for _, score in points])
+    line = plots.Line(boards.display_name(metric), [rate for rate, _ in points], [score for _, score in points])
     return plots.chart([line], "learning rate", log=True, label=row["arm"], width=300, height=170)
 
 

@@ -35,15 +35,15 @@ class Point:
 def span(values: Sequence[float]) -> tuple[float, float]:
     """The tightest scale with round ends that holds all finite `values`."""
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-    ticks = svg.around(min(finite), max(finite), 4)
+    ticks = svg.axis_ticks(min(finite), max(finite), 4)
     return ticks[0], ticks[-1]
 
 
 def ruler(ends: tuple[float, float]) -> Markup:
     """The axis for the `interval`s of a column, drawn in its header."""
     x_of = svg.scale(*ends, svg.INSET, svg.MARK - svg.INSET)
-    ticks = [v for v in svg.around(*ends, 2) if ends[0] <= v <= ends[1]]
-    names, factor = svg.named(ticks)
+    ticks = [v for v in svg.axis_ticks(*ends, 2) if ends[0] <= v <= ends[1]]
+    names, factor = svg.format_ticks(ticks)
     parts = [
         svg.line(svg.INSET, 18, svg.MARK - svg.INSET, 18, "axis"),
         *(svg.line(x_of(v), 14, x_of(v), 18, "axis") for v in ticks),
@@ -101,10 +101,10 @@ def scatter(
     ys = [v for p in finite for v in (p.y, p.low, p.high) if math.isfinite(v)] + [v for v, _ in lines.values()]
     if not ys:
         return svg.root(width, 40, label, [svg.text(8, 24, "no finite value", "soft")])
-    yticks = svg.around(min(ys), max(ys), 4)
-    ynames, factor = svg.named(yticks)
+    yticks = svg.axis_ticks(min(ys), max(ys), 4)
+    ynames, factor = svg.format_ticks(yticks)
     x_max = max([p.x for p in finite] + ([limit[1]] if limit else []), default=0.0) or 1.0
-    xticks = [v for v in svg.around(0.0, x_max, 4) if v <= x_max * (1 + 1e-9)]
+    xticks = [v for v in svg.axis_ticks(0.0, x_max, 4) if v <= x_max * (1 + 1e-9)]
     left, right, top = 12 + svg.CHARACTER * max(map(len, ynames)), width - 16.0, 32.0
     bottom = top + max(190.0, svg.LINE * (len(finite) + len(lines) + 2))
     x_of, y_of = svg.scale(0.0, 1.03 * x_max, left + 6, right), svg.scale(yticks[0], yticks[-1], bottom, top)
@@ -196,9 +196,9 @@ def strip(metric: str, arms: Mapping[str, Sequence[float | None]], seeds: Sequen
     if log:
         ticks = svg.decades(low, high)
     else:
-        tick_values = svg.around(low, high, 4)
+        tick_values = svg.axis_ticks(low, high, 4)
         low, high = tick_values[0], tick_values[-1]
-        names, factor = svg.named(tick_values)
+        names, factor = svg.format_ticks(tick_values)
         ticks = list(zip(tick_values, names, strict=True))
     gutter = min(0.36 * width, 12 + svg.CHARACTER * max(map(len, (*arms, factor))))
     if not log:

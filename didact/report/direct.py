@@ -23,10 +23,10 @@ def metrics(result: Result, records: Mapping[str, Sequence[Record]]) -> dict[str
     call = _require_call(result)
     entry, model = catalogue.entry(call.method), result.models.get("model")
     scoring = _scoring(call, records)
-    applicable = [protocols.named(n) for n in entry["protocol"] if scoring and running.scored_by(n, scoring.records)]
+    applicable = [protocols.by_name(n) for n in entry["protocol"] if scoring and running.scored_by(n, scoring.records)]
     if scoring and entry["answers"] and result.predict:
         if applicable:
-            procedures.told(entry, call.arguments["model"], result, scoring)
+            procedures.add_answer_scores(entry, call.arguments["model"], result, scoring)
         return vars(result).get("metrics", {})
     if scoring is None or not isinstance(model, Model) or not applicable:
         return {}
@@ -51,7 +51,7 @@ def _plan_warnings(call: Call) -> list[str]:
     )
     if fit is None or not isinstance(model, Model) or not records or not isinstance(records[0], Record):
         return []
-    warning = "" if isinstance(records[0], Text) else rates.told(model, fit, len(records))
+    warning = "" if isinstance(records[0], Text) else rates.plan_warning(model, fit, len(records))
     return [f"{warning} (didact.fit_for gives the rate for its size)"] * bool(warning)
 
 
@@ -84,7 +84,7 @@ def _samples(result: Result) -> list[dict[str, str]]:
     if scoring is None or not isinstance(model, Model) or model.kind == "encoder":
         return []
     names = catalogue.entry(call.method)["protocol"]
-    applicable = [protocols.named(n) for n in names if running.scored_by(n, scoring.records)]
+    applicable = [protocols.by_name(n) for n in names if running.scored_by(n, scoring.records)]
     prompted = {name: rows for name, rows in scoring.records.items() if hasattr(rows[0], "prompt")}
     questions = protocols.drawn(applicable[0], scoring, prompted, tables.SAMPLES) if applicable else []
     answers = [lm.answer([q.prompt for q in questions]) if questions else [] for lm in (scoring.start, model)]
@@ -93,7 +93,7 @@ def _samples(result: Result) -> list[dict[str, str]]:
     ]
 
 
-def told(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
+def summary(result: Result, written: Mapping[str, str]) -> dict[str, Any]:
     """Return the content of result.json; metrics that were not computed yet are left out."""
     call = _require_call(result)
     entry, start = catalogue.entry(call.method), call.arguments.get("model")

@@ -27,7 +27,7 @@ def draw(row: Mapping[str, Any]) -> Markup:
     return picture
 
 
-def alone(row: Mapping[str, Any]) -> str:
+def standalone_svg(row: Mapping[str, Any]) -> str:
     """A standalone picture with its title and style sheet, for a file or a notebook."""
     picture = draw(row)
     style = (Path(__file__).parent / "plots.css").read_text(encoding="utf-8")
@@ -63,8 +63,8 @@ def _bars(figure: figures.Bars) -> Markup:
     levels = {name: v for name, v in _as_floats(figure.levels).items() if math.isfinite(v)}
     numbers = [[svg.number(v) for v in (bar.estimate, bar.low, bar.high)] for bar in figure.bars]
     finite = [v for row in numbers for v in row if math.isfinite(v)] + [*levels.values(), 0.0]
-    ticks = svg.around(min(finite), max(finite), 5)
-    names, factor = svg.named(ticks)
+    ticks = svg.axis_ticks(min(finite), max(finite), 5)
+    names, factor = svg.format_ticks(ticks)
     gutter = min(0.4 * WIDTH, 12 + svg.CHARACTER * max((len(str(bar.name)) for bar in figure.bars), default=0))
     x_of = svg.scale(ticks[0], ticks[-1], gutter + 4, WIDTH - 60)
     top = 6.0 + svg.LINE * len(levels)
@@ -211,8 +211,8 @@ def _scatter(figure: figures.Scatter) -> Markup:
     axes = [[v[axis] for v in finite] for axis in (0, 1)]
     if figure.diagonal:
         axes = [axes[0] + axes[1]] * 2
-    xticks, yticks = (svg.around(min(side), max(side), 5) for side in axes)
-    (xnames, xfactor), (ynames, yfactor) = svg.named(xticks), svg.named(yticks)
+    xticks, yticks = (svg.axis_ticks(min(side), max(side), 5) for side in axes)
+    (xnames, xfactor), (ynames, yfactor) = svg.format_ticks(xticks), svg.format_ticks(yticks)
     left, bottom = 14 + svg.CHARACTER * max(map(len, ynames)), 340.0
     x_of = svg.scale(xticks[0], xticks[-1], left + 8, WIDTH - 110)
     y_of = svg.scale(yticks[0], yticks[-1], bottom, 28)
@@ -232,7 +232,7 @@ def _scatter(figure: figures.Scatter) -> Markup:
         parts += [svg.text(x + 7, y + 3.8, str(n), "halo") for (x, y), n in zip(positions, names, strict=False)]
         if positions and len(series) > 1:
             labels.append((*max(positions)[::-1], name, f"name s{style}"))
-    parts += plots.named(labels, WIDTH - 102, (28, bottom), 90)
+    parts += plots.line_labels(labels, WIDTH - 102, (28, bottom), 90)
     label = "; ".join(f"{name}: {len(dots)} points" for name, dots, _ in series)
     return svg.root(WIDTH, bottom + 38, f"{figure.title}, {figure.y} by {figure.x}: {label}", parts, "chart figure")
 
@@ -243,7 +243,7 @@ DRAW: Mapping[str, Callable[[Any], Markup]] = {
 }  # fmt: skip
 
 
-def shown(folder: Path) -> list[tuple[str, Markup, str]]:
+def load_figures(folder: Path) -> list[tuple[str, Markup, str]]:
     """Title, picture and note of every figure in a run's folder.
 
     Raises:

@@ -16,9 +16,9 @@ from didact.types import UserError
 
 GENERATOR = '<meta name="generator" content="didact">'
 FOLDERS: Mapping[str, tuple[str, str, Callable[[Path], dict[str, Any]]]] = {
-    "result.json": ("report.html", "run.html", runs.told),
-    "leaderboard.json": ("report.html", "compare.html", compared.told),
-    "plan.json": ("report.html", "plan.html", plans.told),
+    "result.json": ("report.html", "run.html", runs.template_context),
+    "leaderboard.json": ("report.html", "compare.html", compared.template_context),
+    "plan.json": ("report.html", "plan.html", plans.template_context),
 }
 """`{file that identifies the kind of folder: (page to write, template, function that reads its context)}`."""
 
@@ -35,7 +35,7 @@ def write(folder: str | Path) -> Path:
     root = Path(folder)
     if root.is_file():
         scoreboard = "./index.html" if root.with_name("index.html").exists() else ""
-        return _render(root.with_suffix(".html"), "claim.html", cards.told(root) | {"up": scoreboard})
+        return _render(root.with_suffix(".html"), "claim.html", cards.template_context(root) | {"up": scoreboard})
     if not root.is_dir():
         raise UserError(
             f"{folder}: no such folder; give the --out folder of a run or comparison, or a scoreboard folder"
@@ -51,10 +51,10 @@ def write(folder: str | Path) -> Path:
             f"{folder}: neither a run (no result.json) nor a comparison (no leaderboard.json) nor a scoreboard "
             "(no claim's card)"
         )
-    claims = {path.with_suffix(".html"): cards.told(path) for path in card_paths}
+    claims = {path.with_suffix(".html"): cards.template_context(path) for path in card_paths}
     for path, context in claims.items():
         _render(path, "claim.html", context | {"up": "./index.html"})
-    real = {path.stem: cards.told(path) for path in sorted((root / "real").glob("*.json"))}
+    real = {path.stem: cards.template_context(path) for path in sorted((root / "real").glob("*.json"))}
     for name, context in real.items():
         _render(root / "real" / f"{name}.html", "claim.html", context | {"up": "../index.html"})
     return _render(root / "index.html", "scoreboard.html", cards.board(claims, real))
@@ -69,7 +69,7 @@ def _render(path: Path, template: str, context: Mapping[str, Any]) -> Path:
     )  # fmt: skip
     env.filters |= {
         "number": words.number, "interval": words.interval, "value": words.value, "typed": words.typed,
-        "many": words.many, "duration": words.duration, "named": boards.named,
+        "many": words.many, "duration": words.duration, "named": boards.display_name,
     }  # fmt: skip
     env.tests["estimate"] = words.is_estimate
     if path.exists() and not (

@@ -90,7 +90,7 @@ def facts(plan: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def told(root: Path) -> dict[str, Any]:
+def template_context(root: Path) -> dict[str, Any]:
     """Return the context of `plan.html`.
 
     Raises:

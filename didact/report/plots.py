@@ -64,8 +64,8 @@ def chart(
             width, 40, f"{label}: {summary}" if label else summary, [svg.text(8, 24, "no finite value", "soft")]
         )
     ys += references.values()
-    yticks = svg.around(min(ys), max(ys), 4)
-    ynames, factor = svg.named(yticks)
+    yticks = svg.axis_ticks(min(ys), max(ys), 4)
+    ynames, factor = svg.format_ticks(yticks)
     names = ([line.name for line in lines] if len(lines) > 1 else []) + [*references]
     label_width = min(0.36 * width, 6 + 1.08 * svg.CHARACTER * max(map(len, names))) if names else 0.0
     left, right, top = 12 + svg.CHARACTER * max(map(len, ynames)), width - 14 - label_width, 8.0
@@ -92,7 +92,7 @@ def chart(
     if names:
         ends = _line_ends(lines, x_of, y_of, log) if len(lines) > 1 else []
         ends += [(y_of(v), right, name, "name") for name, v in references.items()]
-        parts += named(ends, right, (min(top, height - svg.LINE * len(ends)), bottom + 8), label_width)
+        parts += line_labels(ends, right, (min(top, height - svg.LINE * len(ends)), bottom + 8), label_width)
     css_class = "chart figure" if width > 480 else "chart"
     return svg.root(width, height, f"{label}: {summary}" if label else summary, parts, css_class)
 
@@ -151,7 +151,7 @@ def _line_ends(
     return ends
 
 
-def named(
+def line_labels(
     ends: Sequence[tuple[float, float, str, str]], right: float, sides: tuple[float, float], width: float
 ) -> list[str]:
     """Names right of the plot, each near the end of its line, without overlap."""
@@ -178,8 +178,8 @@ def _xticks(xs: Sequence[float], x_of: Callable[[float], float], log: bool) -> t
         return labelled, ""
     if log:
         return svg.decades(values[0], values[-1]), ""
-    ticks = [v for v in svg.around(values[0], values[-1], 5) if values[0] <= v <= values[-1] * (1 + 1e-9)]
-    names, factor = svg.named(ticks)
+    ticks = [v for v in svg.axis_ticks(values[0], values[-1], 5) if values[0] <= v <= values[-1] * (1 + 1e-9)]
+    names, factor = svg.format_ticks(ticks)
     return list(zip(ticks, names, strict=True)), factor
 
 
@@ -227,7 +227,7 @@ def change(metric: Mapping[str, Any], sides: Sequence[str] = ("before", "after")
     share = is_share(metric)
     low, high = (0.0, 1.0) if share else (min(values), max(values))
     x_of = svg.scale(low, high, svg.INSET, svg.MARK - svg.INSET)
-    ticks = [0.0, 0.5, 1.0] if share else [v for v in svg.around(low, high, 3) if low <= v <= high] or [low]
+    ticks = [0.0, 0.5, 1.0] if share else [v for v in svg.axis_ticks(low, high, 3) if low <= v <= high] or [low]
     parts = [svg.line(x_of(v), 2, x_of(v), 22, "grid") for v in ticks]
     parts.append(svg.line(svg.INSET, 12, svg.MARK - svg.INSET, 12, "grid"))
     if math.isfinite(before):
@@ -245,7 +245,7 @@ def change(metric: Mapping[str, Any], sides: Sequence[str] = ("before", "after")
         label = f"{sides[0]} {before:.3g}, {label}"
     parts.append(f'<circle class="dot" cx="{x_of(after):.1f}" cy="12" r="4.2"/>')
     if not share:
-        names, factor = svg.named(ticks)
+        names, factor = svg.format_ticks(ticks)
         parts += svg.labels(
             [(x_of(v), name + (factor if v else "")) for v, name in zip(ticks, names, strict=True)], 34, svg.MARK
         )

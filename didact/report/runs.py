@@ -18,7 +18,7 @@ REQUIRED = ("model", "data", "options", "metrics", "cost", "files", "warnings", 
 OUTCOMES = {"better": "better", "worse": "worse", "unclear": "within the interval", "same": "the same", "": ""}
 
 
-def told(root: Path) -> dict[str, Any]:
+def template_context(root: Path) -> dict[str, Any]:
     """Return the context of `run.html`.
 
     Raises:
@@ -53,9 +53,9 @@ def told(root: Path) -> dict[str, Any]:
         },
         "share_axis": plots.share_axis() if any(m["share"] and m["mark"] for m in metrics) else "",
         "golden": any(m.get("gold") is not None for m in metrics),
-        "figures": drawing.shown(root),
+        "figures": drawing.load_figures(root),
         "samples": _optional(root / "samples.json", files.read_json, []),
-        "answered": dict(zip(run.get("answered", {}), tables.answered(run.get("answered", {})), strict=True)),
+        "answered": dict(zip(run.get("answered", {}), tables.match_lines(run.get("answered", {})), strict=True)),
         "curves": _curves(_optional(root / "history.jsonl", files.read_lines, [])),
         "findings": findings.blocks(raw_findings) if isinstance(raw_findings, dict) else [],
         "cost": _cost(run["cost"]),

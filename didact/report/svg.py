@@ -38,7 +38,7 @@ def scale(low: float, high: float, start: float, end: float, log: bool = False) 
 TINY = 1e-300  # smaller numbers are denormal and lose precision
 
 
-def around(low: float, high: float, count: int) -> list[float]:
+def axis_ticks(low: float, high: float, count: int) -> list[float]:
     """Ticks at about `count` steps of 1, 2 or 5 times a power of ten, which enclose `low` and `high`."""
     if high - low <= max(1e-12 * max(abs(low), abs(high)), TINY):
         width = max(abs(low), abs(high)) / 5 if max(abs(low), abs(high)) > TINY else 1.0
@@ -50,7 +50,7 @@ def around(low: float, high: float, count: int) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
-def named(ticks: Sequence[float]) -> tuple[list[str], str]:
+def format_ticks(ticks: Sequence[float]) -> tuple[list[str], str]:
     """Format ticks with the decimals of their step; a power of ten is factored out where they are tiny or huge."""
     largest = max((abs(v) for v in ticks), default=0.0)
     power = math.floor(math.log10(largest) + 1e-9) if largest else 0

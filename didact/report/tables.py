@@ -71,7 +71,7 @@ def _brief(text: str) -> str:
     return flat if len(flat) <= MAX_CHARACTERS else f"{flat[: MAX_CHARACTERS - 1]}…"
 
 
-def answered(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def match_lines(parts: Mapping[str, Mapping[str, int]]) -> list[str]:
     """A line per part: how many sampled answers equal those of the records, before and after."""
     return [
         f"{part}: {count['before']} of {count['of']} answers as in the records before, {count['after']} after"

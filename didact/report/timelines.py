@@ -20,8 +20,8 @@ def draw(figure: figures.Timeline) -> Markup:
     if not spans:
         return svg.root(WIDTH, 40, str(figure.title), [svg.text(8, 24, "no spans", "soft")])
     gutter = min(0.3 * WIDTH, 12 + svg.CHARACTER * max(len(str(row)) for row in figure.rows))
-    ticks = svg.around(min(s.start for s in spans), max(s.end for s in spans), 8)
-    names, factor = svg.named(ticks)
+    ticks = svg.axis_ticks(min(s.start for s in spans), max(s.end for s in spans), 8)
+    names, factor = svg.format_ticks(ticks)
     x_of = svg.scale(ticks[0], ticks[-1], gutter, WIDTH - 10)
     kinds = list(dict.fromkeys(str(s.kind) for s in spans))
     top, bottom = 22.0, 22.0 + ROW * len(figure.rows)

@@ -28,7 +28,7 @@ SIGNS: dict[type, Callable[[float, float], float]] = {
 }  # fmt: skip
 
 
-def found(text: str) -> Callable[[float], float] | None:
+def parse(text: str) -> Callable[[float], float] | None:
     """The last formula `y = ...` in a text as a function of x; None where there is none.
 
     `3x`, `2(x + 1)`, `x^2` and `x²` are understood, as are `max(0, x - 2)` and `2x if x < 3 else 6`; words after the

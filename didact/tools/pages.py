@@ -49,7 +49,7 @@ class Web:
     frozen: str = ""
 
 
-class Got(NamedTuple):
+class Fetched(NamedTuple):
     """An answer's body and type, or why there is none."""
 
     data: bytes = b""
@@ -59,7 +59,7 @@ class Got(NamedTuple):
 
 def get(
     addresses: Sequence[str], web: Web, params: Sequence[Mapping[str, str]] = (), trusted: bool = False
-) -> list[Got]:
+) -> list[Fetched]:
     """Fetch every address in parallel; `trusted` ones were set by the user and may be on this machine.
 
     Raises:
@@ -70,20 +70,20 @@ def get(
     except ImportError:
         raise UserError("the web needs the package httpx2: pip install didact[remote]") from None
 
-    async def fetch_all() -> list[Got]:
+    async def fetch_all() -> list[Fetched]:
         slots = asyncio.Semaphore(web.parallel)
         # Proxies of the environment are for public addresses: a local engine is reached directly.
         async with httpx2.AsyncClient(timeout=None, trust_env=not trusted) as client:
 
-            async def fetch_one(address: str, query: Mapping[str, str]) -> Got:
+            async def fetch_one(address: str, query: Mapping[str, str]) -> Fetched:
                 async with slots:
                     try:
                         async with asyncio.timeout(web.timeout):
                             return await _fetch(client, address, query, web, trusted)
                     except TimeoutError:
-                        return Got(why=f"no whole answer in {web.timeout:g} s")
+                        return Fetched(why=f"no whole answer in {web.timeout:g} s")
                     except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-                        return Got(why=untrusted.prose(f"{type(error).__name__} {error}")[:200])
+                        return Fetched(why=untrusted.prose(f"{type(error).__name__} {error}")[:200])
 
             queries = params or [{}] * len(addresses)
             return list(await asyncio.gather(*map(fetch_one, addresses, queries)))
@@ -92,27 +92,29 @@ def get(
         return executor.submit(asyncio.run, fetch_all()).result()
 
 
-async def _fetch(client: Any, address: str, query: Mapping[str, str], web: Web, trusted: bool) -> Got:
+async def _fetch(client: Any, address: str, query: Mapping[str, str], web: Web, trusted: bool) -> Fetched:
     """Fetch one address, following redirects."""
     for _ in range(HOPS):
         if reason := await _refusal(address, web.local or trusted):
-            return Got(why=reason)
+            return Fetched(why=reason)
         options = {"params": dict(query)} if query else {}
         async with client.stream("GET", address, headers={"Accept-Encoding": "identity"}, **options) as answer:
             if answer.is_redirect:
                 address, query, trusted = urljoin(address, answer.headers.get("location", "")), {}, False
                 continue
             if answer.status_code != 200:
-                return Got(why=f"status {answer.status_code}")
+                return Fetched(why=f"status {answer.status_code}")
             if (encoding := answer.headers.get("content-encoding", "")) not in PACKED:
-                return Got(why=f"packed as {untrusted.prose(encoding)[:40]}")
+                return Fetched(why=f"packed as {untrusted.prose(encoding)[:40]}")
             data, limit = bytearray(), int(web.megabytes * (1 << 20))
             async for piece in answer.aiter_bytes():
                 data += piece
                 if len(data) >= limit:
                     break
-            return Got(bytes(data[:limit]), answer.headers.get("content-type", "").partition(";")[0].strip().lower())
-    return Got(why=f"more than {HOPS} redirections")
+            return Fetched(
+                bytes(data[:limit]), answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            )
+    return Fetched(why=f"more than {HOPS} redirections")
 
 
 async def _refusal(address: str, local: bool) -> str:
@@ -128,7 +130,7 @@ async def _refusal(address: str, local: bool) -> str:
     return ""
 
 
-def fetched(results: Sequence[Passage], web: Web) -> tuple[list[Passage], dict[str, int]]:
+def fetch_passages(results: Sequence[Passage], web: Web) -> tuple[list[Passage], dict[str, int]]:
     """Replace the excerpts of search results by the text of their pages; also return how many results were dropped
     because their page could not be read, by reason."""
     out, dropped = [], dict[str, int]()
@@ -146,7 +148,7 @@ def fetched(results: Sequence[Passage], web: Web) -> tuple[list[Passage], dict[s
     return out, dropped
 
 
-def extracted(got: Got) -> tuple[str | None, str]:
+def extracted(got: Fetched) -> tuple[str | None, str]:
     """Title and main text of a page, without scripts, menus and markup; the text is empty where there is none.
 
     Raises:

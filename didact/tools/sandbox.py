@@ -99,7 +99,7 @@ class Outcome:
             return ""
         lines = [line for line in self.stderr.split("\n") if line.strip()]
         if lines:
-            return untrusted.shown(" ".join(lines[-1].split()))[:200]
+            return untrusted.printable(" ".join(lines[-1].split()))[:200]
         number = self.code - 128 if self.code > 128 else -self.code
         return (
             f"stopped by {signal.Signals(number).name}" if number in set(signal.Signals) else f"exit code {self.code}"

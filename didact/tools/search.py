@@ -50,7 +50,7 @@ class Engine:
         return [self._read(passages) for passages in out] if self.web.pages else out
 
     def _read(self, results: Sequence[Passage]) -> list[Passage]:
-        passages, lost = pages.fetched(results, self.web)
+        passages, lost = pages.fetch_passages(results, self.web)
         self._count({f"page: {reason}": n for reason, n in lost.items()})
         return passages
 

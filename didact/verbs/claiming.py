@@ -59,7 +59,7 @@ def doer(_: None) -> spreading.Doer:
 def _measure(jobs: list[runner.Job], keep: str, *placement: Any) -> None:
     """Measure seeds in other processes; those already in `keep` are not measured again."""
     folders.enter(keep, "claim")
-    with spreading.elsewhere(doer, None, Path(keep), *placement) as dispatch:
+    with spreading.worker_pool(doer, None, Path(keep), *placement) as dispatch:
         assert dispatch
         for count, (job, _) in enumerate(dispatch(jobs), 1):
             print(f"claim {count} of {len(jobs)}: {job.name}", file=sys.stderr, flush=True)

@@ -34,7 +34,7 @@ IDENTITY = (
     "chat_template", "quantize", "diagnostics",
 )  # fmt: skip
 YAML = (".yaml", ".yml")
-Arms = Sequence[compare.Arm | compare.Given]
+Arms = Sequence[compare.Arm | compare.FixedModel]
 FIXED = {"lr": "--lrs are searched", "steps": "--budget decides", "epochs": "--budget decides"}
 
 
@@ -80,12 +80,14 @@ def _run(
             print(f"{name:16} {text}", file=sys.stderr)
         try:
             worker_request, placement = dataclasses.replace(request, overwrite=False), (request.workers, request.on)
-            with spreading.elsewhere(doer, worker_request, out, *placement, request.gpus_per_arm) as dispatch:
+            with spreading.worker_pool(doer, worker_request, out, *placement, request.gpus_per_arm) as dispatch:
                 shared = dataclasses.replace(setting, elsewhere=dispatch)
                 board = compare.run(arms, shared, lambda line: print(line, file=sys.stderr, flush=True))
         except KeyboardInterrupt as stop:
             finished = len(list((out / "units").glob("*.json")))
-            raise type(stop)(f"{finished} units are finished; {checkpoint.told(out / 'checkpoints')}") from None
+            raise type(stop)(
+                f"{finished} units are finished; {checkpoint.resume_message(out / 'checkpoints')}"
+            ) from None
     board |= {
         "schema": provenance.SCHEMA, "status": "done", "verb": "compare",
         "argv": [untrusted.without_credentials(word) for word in request.argv],
@@ -162,16 +164,16 @@ def prepare(
     paths += [("--retention", request.retention), ("--replay-from", request.fit.get("replay_from"))]
     paths += [(f"--metric {name}", name) for name in (request.metric or "").split(",")]
     paths.append(("--chat-template", request.chat_template))
-    arm_files = [("arm", name) for name in request.arms if name.endswith(YAML) or given.named(name)]
-    inputs.check_apart(request.out, [*paths, *arm_files, *((f"--{name}", path) for name, path in request.data.items())])
+    arm_files = [("arm", name) for name in request.arms if name.endswith(YAML) or given.is_model(name)]
+    inputs.check_out(request.out, [*paths, *arm_files, *((f"--{name}", path) for name, path in request.data.items())])
     folders.check(request.out, "comparison")
     functions.LIMIT["seconds"] = request.function_timeout
     spreading.check(request.workers, request.on, request.gpus_per_arm, request.budget)
-    metrics = own.named(request.metric)
+    metrics = own.load_metrics(request.metric)
     Fit(**request.fit)  # refuse a bad value before any work
     budget = Budget.parse(request.budget) if request.budget else None
     embedded = request.model is None and not request.data
-    if embedded and (first := next(filter(given.named, request.arms), None)):
+    if embedded and (first := next(filter(given.is_model, request.arms), None)):
         raise UserError(f"{first}: to compare a model, give data of your own, as in --demo test.jsonl")
     example = demo.example() if embedded else None
     names = request.arms or (example.arms if example else ())
@@ -180,7 +182,7 @@ def prepare(
     models = list(model_arms.values())
     if not arms or len({arm.name for arm in arms}) < len(arms):
         raise UserError("an arm is named twice" if arms else "name the methods to compare: didact compare dpo kto ...")
-    inputs.check_apart(request.out, [option for arm in arms for option in _inputs(arm)])
+    inputs.check_out(request.out, [option for arm in arms for option in _inputs(arm)])
     _check_quantized(request, arms)
     only_models = len(models) == len(arms)
     sources: dict[str, dict[str, Any]] = {}
@@ -239,8 +241,8 @@ def prepare(
     for arm in arms:
         fit = {**setting.fit, **(arm.fit if isinstance(arm, compare.Arm) else {})}
         if float(fit.get("replay") or 0):
-            general.apart(fit.get("replay_from"), tested, setting.general)
-    own.check(metrics, protocols.named(protocol), setting.split(setting.tests[0][1]).test)
+            general.check_no_leak(fit.get("replay_from"), tested, setting.general)
+    own.check(metrics, protocols.by_name(protocol), setting.split(setting.tests[0][1]).test)
     identity = files.plain(
         {name: getattr(request, name) for name in IDENTITY}
         | {
@@ -268,11 +270,11 @@ def _check_quantized(request: Comparison, arms: Arms) -> None:
                         f"--lora 8 ({whole[0]} has none)")  # fmt: skip
 
 
-def _settings(arm: compare.Arm | compare.Given) -> list[Mapping[str, Any]]:
+def _settings(arm: compare.Arm | compare.FixedModel) -> list[Mapping[str, Any]]:
     return [arm.options, arm.fit] if isinstance(arm, compare.Arm) else [{}, {}]
 
 
-def _inputs(arm: compare.Arm | compare.Given) -> list[tuple[str, str]]:
+def _inputs(arm: compare.Arm | compare.FixedModel) -> list[tuple[str, str]]:
     """Return the files and folders that an arm reads, by option."""
     return inputs.of_options(arm.options) if isinstance(arm, compare.Arm) else [("arm", arm.name)]
 
@@ -326,8 +328,8 @@ def _judge(name: str | None) -> judges.Judge | None:
     if name is None:
         return None
     if remote.is_address(name):
-        return judges.Asked(remote.connect(name))
-    return judges.named(name)
+        return judges.LMJudge(remote.connect(name))
+    return judges.by_name(name)
 
 
 def _begin_or_resume(out: Path, identity: Any, day: str) -> None:

@@ -45,7 +45,7 @@ def run(request: Request) -> None:
             addresses.check_address(address)
     if request.generate_with:
         _check_engine(request, entry)
-    given(request, entry)
+    check_inputs(request, entry)
     _check_models(request.device, request.dtype, request.model, request.gold)
     places.check_quantize(request.quantize, request.model or "")
     reading = (request.rename, request.skip_bad, request.turns)
@@ -67,7 +67,7 @@ def _check_engine(request: Request, entry: Mapping[str, Any]) -> None:
         raise UserError("--generate-with needs --model: the model of an embedded example cannot be served")
 
 
-def given(request: Request, entry: Mapping[str, Any]) -> None:
+def check_inputs(request: Request, entry: Mapping[str, Any]) -> None:
     """Refuse a run without the model or a file that its method requires, if there is no example to run instead.
 
     Raises:
@@ -118,10 +118,10 @@ def comparison(request: Comparison) -> None:
     if unknown := [name for name in request.data if name not in kinds]:
         raise UserError(f"--{unknown[0]}: none of these methods takes it; they take {', '.join(sorted(kinds))}")
     reading = (dict(request.rename), request.skip_bad, request.turns)
-    able(arms, {n: read.ahead(path, kinds[n], *reading) for n, path in request.data.items()}, request.protocol)
+    check_arms(arms, {n: read.ahead(path, kinds[n], *reading) for n, path in request.data.items()}, request.protocol)
 
 
-def able(
+def check_arms(
     arms: Sequence[tuple[str, Mapping[str, Any]]], records: Mapping[str, Sequence[Any]], protocol: str | None
 ) -> None:
     """Refuse arms (names and catalogue entries) that these records cannot train or a protocol cannot score.
@@ -138,7 +138,7 @@ def able(
             raise UserError(f"{name} gives no model, so it cannot be scored by '{chosen}': leave it out")
 
 
-def named(arm: str) -> bool:
+def is_model(arm: str) -> bool:
     """Whether a word of the command line is a model rather than a method: an address, a folder, a hub id."""
     if addresses.is_address(arm):
         return True
@@ -155,7 +155,7 @@ def place(folder: str) -> str:
 
 def _arm_entry(name: str) -> dict[str, Any] | None:
     """Return the catalogue entry of an arm; None if it is a model."""
-    if named(name):
+    if is_model(name):
         if addresses.is_address(name):
             addresses.check_address(name)
         else:
@@ -207,13 +207,13 @@ def as_run(folder: str, settings: Mapping[str, Any], names: Sequence[str] = OF_A
         UserError: there is no such folder.
     """
     saved(folder)
-    stored = told(folder).get("request")
+    stored = read_result(folder).get("request")
     inherited = {n: stored[n] for n in names if stored.get(n) is not None} if isinstance(stored, dict) else {}
     inherited = {n: v if n == "stops" else options.common(n, v) for n, v in inherited.items()}
     return Common(**inherited | {k: v for k, v in settings.items() if v is not None})
 
 
-def told(folder: str) -> dict[str, Any]:
+def read_result(folder: str) -> dict[str, Any]:
     """Return the result.json of a run; empty if the folder is not a run's."""
     place = Path(folder) / "result.json"
     result = files.read_json(place) if place.exists() else {}
@@ -233,7 +233,7 @@ def answers(
 
 
 def _check_out(out: str, verb: str, paths: Mapping[str, Any]) -> None:
-    inputs.check_apart(out, paths.items())
+    inputs.check_out(out, paths.items())
     folders.check(out, verb)
 
 

@@ -15,13 +15,13 @@ from didact.models.model import Model
 from didact.requests import Common
 from didact.types import LM, Record, UserError
 from didact.verbs import opened
-from didact.verbs.early import named as named
+from didact.verbs.early import is_model as is_model
 from didact.verbs.early import place as place
 
 SAMPLE = 32  # texts that two tokenizers must encode alike to count as the same
 
 
-def arms(names: Sequence[str], request: Common) -> dict[str, compare.Given]:
+def arms(names: Sequence[str], request: Common) -> dict[str, compare.FixedModel]:
     """Return the arms among `names` that are models; each is opened when its turn comes, one is held at a time.
 
     Raises:
@@ -29,15 +29,15 @@ def arms(names: Sequence[str], request: Common) -> dict[str, compare.Given]:
     """
     load_last = functools.lru_cache(maxsize=1)(lambda place: opened.model(place, request))
     out = {}
-    for name in filter(named, names):
+    for name in filter(is_model, names):
         if remote.is_address(name):
             remote.check_address(name)
-            out[name] = compare.Given(name=name, open=functools.cache(functools.partial(remote.connect, name)))
+            out[name] = compare.FixedModel(name=name, open=functools.cache(functools.partial(remote.connect, name)))
         else:
             places.check(place(name))
             if not Path(place(name)).exists():
                 _check_hub(name)
-            out[name] = compare.Given(name=name, open=functools.partial(load_last, place(name)))
+            out[name] = compare.FixedModel(name=name, open=functools.partial(load_last, place(name)))
     return out
 
 
@@ -48,13 +48,13 @@ def _check_hub(name: str) -> None:
         UserError: it cannot be reached.
     """
     try:
-        opening.opened("AutoConfig", name)
+        opening.open_pretrained("AutoConfig", name)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name}: neither a model folder nor a hub id that can be reached: {reason}") from None
 
 
-def alike(arms: Sequence[compare.Given], model: Model | None, records: Mapping[str, Sequence[Record]]) -> bool:
+def alike(arms: Sequence[compare.FixedModel], model: Model | None, records: Mapping[str, Sequence[Record]]) -> bool:
     """Whether all are local and encode these records' texts to the same tokens as the model.
 
     Raises:
@@ -67,23 +67,23 @@ def alike(arms: Sequence[compare.Given], model: Model | None, records: Mapping[s
     return all(_tokenized(name, texts) == [model.tokenizer(t)["input_ids"] for t in texts] for name in local)
 
 
-def check(arms: Sequence[compare.Given], protocol: str) -> None:
+def check(arms: Sequence[compare.FixedModel], protocol: str) -> None:
     """Refuse models that a protocol cannot compare by text, before any work.
 
     Raises:
         UserError: the protocol has no measure of text, or a server lacks a capability it needs.
     """
-    definition = protocols.named(protocol)
+    definition = protocols.by_name(protocol)
     for arm in arms:
         if definition.text_primary is None:
             reason = "a server" if remote.is_address(arm.name) else "its tokenizer differs from the first model's"
             raise UserError(f"{arm.name}: {reason}, and protocol '{protocol}' has no measure that compares such models")
         if remote.is_address(arm.name):
             served: Any = arm.open()
-            lm.need(served, definition.asks, by=f"protocol '{protocol}'")
+            lm.need(served, definition.lm_capability, by=f"protocol '{protocol}'")
 
 
-def start(arms: Sequence[compare.Given]) -> Model | None:
+def start(arms: Sequence[compare.FixedModel]) -> Model | None:
     """Return the first local model, the start model if none is given; None if all are servers."""
     first = next((arm for arm in arms if not remote.is_address(arm.name)), None)
     model: Model | LM | None = first.open() if first else None
@@ -100,7 +100,7 @@ def _tokenized(name: str, texts: Sequence[str]) -> list[list[int]]:
     if (folder / "adapter_config.json").exists() and not (folder / "tokenizer_config.json").exists():
         folder = Path(places.base_of(folder))
     try:
-        tokenizer = opening.opened("AutoTokenizer", folder)
+        tokenizer = opening.open_pretrained("AutoTokenizer", folder)
     except Exception as error:
         raise UserError(f"{name}: its tokenizer cannot be opened: {str(error).splitlines()[0]}") from None
     return [tokenizer(t)["input_ids"] for t in texts]

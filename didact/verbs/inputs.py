@@ -22,7 +22,7 @@ Named = Iterable[tuple[str, Any]]
 """Options with their values; values that name no file, folder or code are skipped."""
 
 
-def check_apart(out: str, options: Named) -> None:
+def check_out(out: str, options: Named) -> None:
     """Refuse an `--out` that is, lies in or contains an input, or the target of a link in one.
 
     Raises:
@@ -30,7 +30,7 @@ def check_apart(out: str, options: Named) -> None:
     """
     paths = [(name, place) for name, text in _texts(options) for place in _paths(text)]
     links = [(n, p) for n, place in paths if place.is_dir() for p in place.iterdir() if p.is_symlink()]
-    folders.apart(out, paths + links)
+    folders.check_separate(out, paths + links)
 
 
 def contents(options: Named) -> dict[str, dict[str, str]]:

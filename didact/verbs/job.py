@@ -61,16 +61,16 @@ def prepare(request: Request) -> Job:
     Raises:
         UserError: an input is missing or invalid.
     """
-    inputs.check_apart(request.out, all_inputs(request))
+    inputs.check_out(request.out, all_inputs(request))
     entry = catalogue.entry(request.method)
     function = getattr(importlib.import_module(entry["module"]), entry["function"])
     preset = catalogue.preset_of(entry, request.preset) if request.preset else {}
     embedded = request.model is None and not request.data
-    early.given(request, entry)
+    early.check_inputs(request, entry)
     functions.LIMIT["seconds"] = request.function_timeout
     final_answers.checked(request.final_answer, entry["protocol"])
-    watching.check(request.evaluate_every, request.keep_best, entry, takes(function))
-    metrics = own.named(request.metric)
+    watching.check(request.evaluate_every, request.keep_best, entry, parameter_names(function))
+    metrics = own.load_metrics(request.metric)
     for address in (request.model, *request.options.values()):
         if isinstance(address, str) and remote.is_address(address):
             remote.check_address(address)  # before anything is written
@@ -98,7 +98,7 @@ def prepare(request: Request) -> Job:
     if not embedded:
         model, records, sources = _inputs(request, entry, parallel)
     if isinstance(model, Model) and entry["fit"]:
-        if message := adapters.told(model, fit.lora):
+        if message := adapters.describe(model, fit.lora):
             print(f"{request.model}: {message}", file=sys.stderr)
         model = model.ready(fit.lora)
     train, scored, warnings = _held_out(entry, records, request, problem, model, parallel)
@@ -111,24 +111,24 @@ def prepare(request: Request) -> Job:
                 fit, provenance["lr"] = fit.replace(lr=rate), "model size"
         first = next(iter(train.values()), ())
         # For documents, the method itself decides what a row is.
-        if first and not isinstance(first[0], Text) and (warning := rates.told(model, fit, len(first))):
+        if first and not isinstance(first[0], Text) and (warning := rates.plan_warning(model, fit, len(first))):
             notes.append(warning)
             warnings.append(warning)
     for name in entry["protocol"]:
-        if protocols.named(name).records(scored):
-            own.check(metrics, protocols.named(name), scored)
+        if protocols.by_name(name).records(scored):
+            own.check(metrics, protocols.by_name(name), scored)
             break
     general_texts = general.texts(request.retention, "keep")
     if fit.replay:
         rows = [r for part in scored.values() if isinstance(part, list) for r in part]
-        general.apart(fit.replay_from, rows, general_texts)
+        general.check_no_leak(fit.replay_from, rows, general_texts)
     return Job(
         request, entry, function, model, train, scored, sources, options, fit, provenance, warnings, embedded,
         notes, general_texts, metrics,
     )  # fmt: skip
 
 
-def named(request: Request) -> list[tuple[str, Any]]:
+def other_inputs(request: Request) -> list[tuple[str, Any]]:
     """Return the inputs of a run beside its data, by option."""
     options = {"--model": request.model, "--gold": request.gold, "--score-on": request.score_on}
     options |= {"--retention": request.retention, "--replay-from": request.fit.get("replay_from")}
@@ -139,7 +139,11 @@ def named(request: Request) -> list[tuple[str, Any]]:
 
 def all_inputs(request: Request) -> list[tuple[str, Any]]:
     """Return all inputs of a run, also its data and the file of its options."""
-    return [*named(request), ("--config", request.config), *((f"--{k}", path) for k, path in request.data.items())]
+    return [
+        *other_inputs(request),
+        ("--config", request.config),
+        *((f"--{k}", path) for k, path in request.data.items()),
+    ]
 
 
 def example(method: str, seed: int) -> Problem:
@@ -205,7 +209,7 @@ def _held_out(
     scored: dict[str, Any] = dict(problem.protocol)
     if request.gold:
         scored["gold"] = opened.model(request.gold, request, parallel=parallel)
-    scorers = [protocols.named(name) for name in entry["protocol"]]
+    scorers = [protocols.by_name(name) for name in entry["protocol"]]
     if request.score_on:
         kind = next((protocol.kind for protocol in scorers if protocol.kind), None)
         if kind is None:
@@ -256,6 +260,6 @@ def signature(function: Any) -> list[tuple[str, Any]]:
     return list(inspect.signature(function).parameters.items())
 
 
-def takes(function: Any) -> set[str]:
+def parameter_names(function: Any) -> set[str]:
     """Return the names of a method's parameters."""
     return {n for n, _ in signature(function)}

@@ -30,7 +30,7 @@ def merge(
     if not (place / "adapter_config.json").exists():
         raise UserError(f"{folder}: not an adapter (no adapter_config.json): there is nothing to merge")
     target = Path(out or f"{str(folder).rstrip('/')}-merged")
-    inputs.check_apart(str(target), [("adapter", folder)])
+    inputs.check_out(str(target), [("adapter", folder)])
     files.replaceable(target)
     model = load.load(place, device, dtype)
     sample = general.texts(texts, "keep")[:TEXTS]

@@ -128,7 +128,7 @@ def _check(spec: Preparation) -> None:
         raise UserError("options --alpha and --tokens must be above 0, --window and --min-words 0 or more")
     blending.Blend(list(spec.weights.values()) or [1.0])
     inputs = [(f"source {name}", Path(path).resolve()) for name, path in spec.sources.items()]
-    folders.apart(Path(spec.out), inputs)
+    folders.check_separate(Path(spec.out), inputs)
 
 
 def _counter(tokenizer: str | None) -> Callable[[str], int]:
@@ -138,7 +138,7 @@ def _counter(tokenizer: str | None) -> Callable[[str], int]:
     from didact.models import opening
 
     try:
-        opened = opening.opened("AutoTokenizer", tokenizer)
+        opened = opening.open_pretrained("AutoTokenizer", tokenizer)
     except (OSError, ValueError) as error:
         raise UserError(f"option --tokenizer: {tokenizer}: {str(error).splitlines()[0]}") from None
     return lambda text: len(opened(text, add_special_tokens=False)["input_ids"])
@@ -309,7 +309,7 @@ def _blend(work: Work, clean: Spool, out: Path) -> dict[str, Any]:
                 orders[s] = _shuffled(spec.seed, s, rounds[s], numbers[s])
             row = clean[orders[s][positions[s]]]
             positions[s] += 1
-            blend.took(s, max(1, row["size"]))
+            blend.count_taken(s, max(1, row["size"]))
             written[row["source"]] += 1
             yield {key: row[key] for key in ("text", "source", "id")}
 

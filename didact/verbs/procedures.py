@@ -16,12 +16,12 @@ SHOWN = 3  # sample answers
 ENDED = "the budget ended before the model was prompted without the procedure: its answers have no comparison"
 
 
-def told(entry: Mapping[str, Any], model: Model | LM, result: Result, scoring: Scoring) -> None:
+def add_answer_scores(entry: Mapping[str, Any], model: Model | LM, result: Result, scoring: Scoring) -> None:
     """Add to a result the measures of its answers beside those of the plainly prompted model, and samples of both.
 
     If the budget ends during plain prompting, only the procedure's answers are scored.
     """
-    protocol = next(p for p in map(protocols.named, entry["protocol"]) if p.answers and p.records(scoring.records))
+    protocol = next(p for p in map(protocols.by_name, entry["protocol"]) if p.answers and p.records(scoring.records))
     assert protocol.answers is not None and result.predict is not None
     lm, plain_answers = language_models.of(model), dict[str, str]()
     choices = {r.prompt: r.choices for rows in scoring.records.values() for r in rows if getattr(r, "choices", None)}

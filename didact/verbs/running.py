@@ -30,7 +30,7 @@ from didact.parallel import launch
 from didact.requests import Request
 from didact.types import LM, Result, UserError
 from didact.verbs import card, inputs, procedures, provenance, watching
-from didact.verbs.job import Job, all_inputs, named, prepare, signature, takes
+from didact.verbs.job import Job, all_inputs, other_inputs, parameter_names, prepare, signature
 
 NOT_ENDED = (
     "the start model does not end its answers: they are scored without an end token, before and after (the measures "
@@ -63,14 +63,14 @@ def run(request: Request) -> dict[str, Any]:
         with distributed.peers():
             return _run(request)
     except KeyboardInterrupt as stop:
-        raise type(stop)(checkpoint.told(Path(request.out) / "checkpoints")) from None
+        raise type(stop)(checkpoint.resume_message(Path(request.out) / "checkpoints")) from None
 
 
 def _run(request: Request) -> dict[str, Any]:
     out = Path(request.out)
-    inputs.check_apart(request.out, all_inputs(request))
+    inputs.check_out(request.out, all_inputs(request))
     folders.check(out, "run")
-    hashes = inputs.contents(named(request))
+    hashes = inputs.contents(other_inputs(request))
     if finished := _finished(out, request, hashes):
         return finished | {"again": True}
     is_writer = os.environ.get("RANK", "0") == "0"  # of several processes one writes
@@ -97,16 +97,19 @@ def _train(out: Path, job: Job, hashes: Mapping[str, Any], is_writer: bool, day:
     engine = _engine(job)
     scoring = _scoring(job)
     trains_model = "models" in job.entry["gives"]
-    with progress.shown("before training"):
+    with progress.labelled("before training"):
         before = scored(job.entry, scoring.start, scoring) if scoring and trains_model else None
     model_args = {"model": job.model} if "model" in job.entry["needs"] and job.model is not None else {}
-    fit_args = {"fit": job.fit} if job.entry["fit"] else {"seed": job.fit.seed} if "seed" in takes(job.function) else {}
-    with cost.metered() as meter, progress.shown(job.request.method), engines.generating(engine):
+    if job.entry["fit"]:
+        fit_args: dict[str, Any] = {"fit": job.fit}
+    else:
+        fit_args = {"seed": job.fit.seed} if "seed" in parameter_names(job.function) else {}
+    with cost.metered() as meter, progress.labelled(job.request.method), engines.generating(engine):
         result: Result = job.function(**model_args, **job.train, **job.options, **fit_args, **_hooks(out, job, scoring))
     result.call, result.metrics = None, vars(result).get("metrics", {})  # the run records its own call and metrics
     model, counted = result.models.get("model"), {}
     if scoring and isinstance(model, Model):
-        with progress.shown("after training"):
+        with progress.labelled("after training"):
             gold = scored(job.entry, scoring.gold, scoring) if scoring.gold else None
             result.metrics |= measures.metrics(before, scored(job.entry, model, scoring), gold)
             answers = _answers(job, scoring, model, result.predict)
@@ -116,8 +119,8 @@ def _train(out: Path, job: Job, hashes: Mapping[str, Any], is_writer: bool, day:
             part: _matches(rows, scoring.with_end()) for part, rows in answers.items() if any(s["wanted"] for s in rows)
         }
     if scoring and result.predict and not trains_model:
-        with progress.shown("asked plainly"):
-            procedures.told(job.entry, cast(Model | LM, job.model), result, scoring)
+        with progress.labelled("asked plainly"):
+            procedures.add_answer_scores(job.entry, cast(Model | LM, job.model), result, scoring)
     if meter.tokens and not resumed:  # in a resumed run only the method's own count, from its checkpoint, is complete
         result.cost.tokens, result.cost.flops = meter.tokens, meter.flops
     if isinstance(job.model, remote.Remote):
@@ -127,7 +130,7 @@ def _train(out: Path, job: Job, hashes: Mapping[str, Any], is_writer: bool, day:
         result.warnings += [f"{job.model.address}: {counts.starved:,} {replies.STARVED}"] if counts.starved else []
     if engine is not None:
         result.cost.calls += engine.counts.calls
-        result.warnings += engine.told()
+        result.warnings += engine.notes()
     result.cost.seconds = time.monotonic() - start
     result.cost.peak_bytes = _peak_bytes(job)
     end_token = _end_token(result)
@@ -149,7 +152,7 @@ def _train(out: Path, job: Job, hashes: Mapping[str, Any], is_writer: bool, day:
 def _join_saving(result: Result) -> dict[str, str]:
     """Take part in saving models that are sharded over all processes, which the first process writes."""
     for model in result.models.values():
-        if isinstance(model, Model) and spread.lies(model.module):
+        if isinstance(model, Model) and spread.is_sharded(model.module):
             model.save(os.devnull)
     return {}
 
@@ -159,7 +162,7 @@ def _engine(job: Job) -> engines.Engine | None:
     request = job.request
     if not request.generate_with or not isinstance(job.model, Model):
         return None
-    engine = served.named(
+    engine = served.by_address(
         request.generate_with, parallel=request.parallel_calls, budget_calls=request.budget_calls,
         budget_tokens=request.budget_tokens,
     )  # fmt: skip
@@ -172,14 +175,14 @@ def _hooks(out: Path, job: Job, scoring: Scoring | None) -> dict[str, Any]:
     hooks: list[Hook] = []
     every, folder = job.request.evaluate_every, out / "checkpoints" if job.request.keep_best else None
     if every and scoring:
-        rules = next(protocols.named(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
+        rules = next(protocols.by_name(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
         brief = dataclasses.replace(scoring, brief=True)
 
         def evaluate(model: Model) -> dict[str, Measure]:
             return rules.score(model, brief) | own.score(brief.metrics, partial(generate.generate, model), rules, brief)
 
         hooks.append(watching.Watch(every, rules, evaluate, scoring.start, folder, list(scoring.metrics)))
-    if job.request.track and "hooks" in takes(job.function):
+    if job.request.track and "hooks" in parameter_names(job.function):
         hooks.append(track.tracker(job.request.track, out, {**job.options, **vars(job.fit)}))
     return {"hooks": hooks} if hooks else {}
 
@@ -205,15 +208,15 @@ def scored(entry: Mapping[str, Any], model: Model, scoring: Scoring) -> dict[str
     out: dict[str, Measure] = {}
     for name in entry["protocol"]:
         if scored_by(name, scoring.records):
-            out |= protocols.named(name).score(model, scoring)
+            out |= protocols.by_name(name).score(model, scoring)
             if name == entry["protocol"][0]:
-                out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.named(name), scoring)
-    return out | scoring.kept_general(model)
+                out |= own.score(scoring.metrics, partial(generate.generate, model), protocols.by_name(name), scoring)
+    return out | scoring.general_measures(model)
 
 
 def scored_by(name: str, records: Mapping[str, Any]) -> bool:
     """Whether a protocol can score a model on these records; some need none."""
-    protocol = protocols.named(name)
+    protocol = protocols.by_name(name)
     return not protocol.kind or bool(protocol.records(records))
 
 
@@ -221,7 +224,7 @@ def _answers(
     job: Job, scoring: Scoring, model: Model, predict: Callable[..., Any] | None
 ) -> dict[str, list[dict[str, str]]]:
     """Answer randomly drawn records of every scored part, with the model before and after."""
-    protocol = next(protocols.named(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
+    protocol = next(protocols.by_name(name) for name in job.entry["protocol"] if scored_by(name, scoring.records))
     parts = {k: v for k, v in scoring.records.items() if v and k != "holdout" and hasattr(v[0], "prompt")}
     examples = [] if model.kind == "encoder" else protocols.drawn(protocol, scoring, parts, ANSWERED)
     if not examples:
@@ -237,7 +240,7 @@ def _answers(
 
 def _warned(entry: Mapping[str, Any], result: Result, rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Return warnings on metrics and answers that better and worse do not show."""
-    warnings = [text for name in entry["protocol"] for text in protocols.named(name).warns(result.metrics)]
+    warnings = [text for name in entry["protocol"] for text in protocols.by_name(name).warns(result.metrics)]
     return warnings + collapse.warns([row["before"] for row in rows], [row["after"] for row in rows])
 
 
@@ -250,7 +253,9 @@ def _end_token(result: Result) -> str | None:
 def _matches(rows: Sequence[Mapping[str, str]], ended: bool) -> dict[str, int]:
     """Count answers that match their reference exactly; `ended`: nothing may follow it."""
     gold = [row for row in rows if row["wanted"]]
-    correct = {side: sum(answer.given(row[side], row["wanted"], ended) for row in gold) for side in ("before", "after")}
+    correct = {
+        side: sum(answer.matches(row[side], row["wanted"], ended) for row in gold) for side in ("before", "after")
+    }
     return {"of": len(gold), **correct}
 
 

@@ -40,7 +40,7 @@ def evaluate(
         settings: fields of `requests.Common`; by default as in the run.
     """
     request = early.as_run(folder, settings, early.OF_SCORES)
-    rules, metrics = protocols.named(protocol), own.named(request.metric)
+    rules, metrics = protocols.by_name(protocol), own.load_metrics(request.metric)
     final_answers.checked(request.final_answer, [protocol])
     model, start, run = _saved(folder, request, rewards=rules.kind == "preference")
     paths = {next(iter(rules.scored), rules.kind): data, "retain": retain, "unseen": unseen}
@@ -58,9 +58,9 @@ def evaluate(
         return rules.score(model, scoring) | own.score(metrics, partial(generate.generate, model), rules, scoring)
 
     with chat.dated(run.get("began") or chat.today()):
-        with progress.shown("the start model"):
+        with progress.labelled("the start model"):
             before = score(start) if start is not None else None
-        with progress.shown("the saved model"):
+        with progress.labelled("the saved model"):
             after = score(model)
         return measures.metrics(before, after, score(gold) if gold is not None else None)
 
@@ -167,7 +167,7 @@ def _saved(folder: str, request: Common, rewards: bool = True) -> tuple[Model, M
 
     A reward model is loaded as one only if `rewards`.
     """
-    place, run = early.saved(folder), early.told(folder)
+    place, run = early.saved(folder), early.read_result(folder)
     is_reward = rewards and reward_functions.is_reward_model(place)
     model = (
         opened.limited(reward_functions.opened(str(place), request.device), request)

@@ -68,7 +68,7 @@ def check(workers: int, on: str | None, gpus: float, budget: str | None = None) 
 
 
 @contextlib.contextmanager
-def elsewhere(
+def worker_pool(
     doer: Callable[[Any], Doer], request: Any, out: str | Path, workers: int, on: str | None = None, gpus: float = 0.0
 ) -> Iterator[Elsewhere | None]:
     """Yield a function that runs jobs in other processes and yields their results; None if this process does them.

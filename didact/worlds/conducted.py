@@ -50,10 +50,10 @@ def program(operation: str) -> Demo:
 
 def check(operation: str, said: str, result: str) -> Demo:
     """A conversation that asks to check the answer `said` to an operation, with the right result."""
-    return Demo(prompt=asked_again(operation, said), completion=result)
+    return Demo(prompt=verification_prompt(operation, said), completion=result)
 
 
-def asked_again(operation: str, said: str) -> Messages:
+def verification_prompt(operation: str, said: str) -> Messages:
     """The operation, its answer `said`, and the question whether it is so."""
     return _talk(operation, said, AGAIN)
 

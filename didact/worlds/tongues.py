@@ -68,7 +68,7 @@ class Tongue:
     order: str = "SVO"
     adjective_first: bool = True
 
-    def said(self, meaning: Meaning) -> str:
+    def sentence(self, meaning: Meaning) -> str:
         """The sentence for a meaning."""
         return " ".join(self.words[c] for c in self.concepts(meaning))
 
@@ -122,13 +122,13 @@ def meanings(seed: int, count: int, concepts: Concepts) -> list[Meaning]:
 
 def texts(tongue: Tongue, some: Sequence[Meaning]) -> list[Text]:
     """Sentences of one language."""
-    return [Text(text=tongue.said(m)) for m in some]
+    return [Text(text=tongue.sentence(m)) for m in some]
 
 
 def pairs(source: Tongue, target: Tongue, some: Sequence[Meaning]) -> list[Parallel]:
     """Sentences with their translations."""
     return [
-        Parallel(source=source.said(m), target=target.said(m), source_lang=source.name, target_lang=target.name)
+        Parallel(source=source.sentence(m), target=target.sentence(m), source_lang=source.name, target_lang=target.name)
         for m in some
     ]
 

@@ -177,6 +177,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("contexts shuffled", OBEYS, OWN, options={"spoilt": "shuffled"}),
         runner.Sabotage("second labels flipped", OBEYS, OWN, options={"spoilt": "flipped"}),
         runner.Sabotage("contexts cut off", OBEYS, OWN,
-                        {"didact.data.contexts:asked": lambda prompt, context, template: prompt}),
+                        {"didact.data.contexts:with_context": lambda prompt, context, template: prompt}),
     ),
 )  # fmt: skip

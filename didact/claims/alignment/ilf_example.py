@@ -66,4 +66,4 @@ def tuned(seed: int, arch: build.Arch = "gpt2", teach: Fit = START) -> Model:
         pairs = [(d.prompt, d.completion) for d in lessons[name]]
         rows += encode.rows(base.tokenizer, pairs, base.kind, base.context)[: len(pairs) * share // max(ROWS.values())]
     fit = teach.replace(seed=seed)
-    return lab.kept(lambda: lab.pretrained(base, rows, fit, "lessons"), *lab.identity(base), rows, fit)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, fit, "lessons"), *lab.identity(base), rows, fit)

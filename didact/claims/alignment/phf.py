@@ -44,7 +44,7 @@ def problem(seed: int, arch: build.Arch = "llama") -> Problem:
     """
     texts, base, fit = Tiles(seed=seed).texts(1, 3000), _untrained(seed, arch), TEACH.replace(steps=200)
     return Problem(
-        model=lab.kept(
+        model=lab.cached_model(
             lambda: lab.model_of(alignment.phf(base, texts, objective="mle", block=BLOCK, fit=fit)),
             *lab.identity(base), texts, fit,
         ),

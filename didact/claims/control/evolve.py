@@ -50,7 +50,9 @@ def run(seed: int, tier: runner.Tier, parts: tuple[str, ...] = PARTS, oracle: st
     seed += FRESH
     config = evolve_example.config(ARMS[tier])
     world = regret.world_of(config, GAMES[tier], seed)
-    out = {name: _measures(world, acting.played_by(world, Oracle(name), seed)) for name in ("ucb", "greedy", "random")}
+    out = {
+        name: _measures(world, acting.play_algorithm(world, Oracle(name), seed)) for name in ("ucb", "greedy", "random")
+    }
     subset = Bandits(world.expected[:LONG], world.rewards[:LONG])
     out = {f"algorithm_{name}": measures for name, measures in out.items()}
     for part in parts:
@@ -96,7 +98,7 @@ def _prompt_measures(model: Model, seed: int, tier: runner.Tier) -> dict[str, fl
 
 def _play(model: Model, world: Bandits, form: Any, seed: int, temperature: float = 1.0) -> Played:
     answer = acting.answering(language_models.of(model), seed, temperature, WORDS)
-    return acting.played(world, answer, VIEWS[form], Oracle(), seed)
+    return acting.play_model(world, answer, VIEWS[form], Oracle(), seed)
 
 
 def _measures(world: Bandits, game: Played) -> dict[str, float]:
@@ -170,6 +172,6 @@ CLAIM = runner.Claim(
         runner.Sabotage("terms of other arms", AIDED, "guided.regret",
                         {"didact.data.histories:summary": _shuffled_terms}, {"parts": ("guided",)}),
         runner.Sabotage("no arm named is the best arm", CHANCE, "untaught.regret",
-                        {"didact.infer.acting:instead": _best_arm}, {"parts": ("untaught",)}),
+                        {"didact.infer.acting:random_arms": _best_arm}, {"parts": ("untaught",)}),
     ),
 )  # fmt: skip

@@ -33,7 +33,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     world = regret.world_of(BANDIT, GAMES, seed)
     out = {name: _prompt_measures(name, seed) for name in ARMS}
     for name in ("ucb", "random"):
-        played = acting.played_by(world, Oracle(name), seed)
+        played = acting.play_algorithm(world, Oracle(name), seed)
         out[name] = {"regret": lab.mean(regret.curve(world, played)[:, -1])}
     return out
 

@@ -32,7 +32,7 @@ def problem(seed: int) -> Problem:
 def reader(texts: Sequence[Text], seed: int, steps: int) -> Model:
     """Train an encoder (three layers, width 64) on texts, or load it from the cache."""
     fit = Fit(lr=4e-3, steps=steps, rows=32, schedule="linear", warmup_steps=30, betas=(0.9, 0.98), seed=seed)
-    return lab.kept(lambda: _train(texts, fit), [t.text for t in texts], fit)
+    return lab.cached_model(lambda: _train(texts, fit), [t.text for t in texts], fit)
 
 
 def _train(texts: Sequence[Text], fit: Fit) -> Model:

@@ -45,7 +45,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
         "trained": {"f1": trained[best_layer], "layer": best_layer, "gain": trained[best_layer] - trained[0]},
         "baseline": {"f1": max(trained[0], *untrained.values())},
         "control": {"f1": control[best_layer], "gain": control[best_layer] - control[0]},
-        "Python": known(drawn),
+        "Python": language_model_nats(drawn),
         **{
             f"layer {n}": {"trained": trained[n], "untrained": untrained.get(n, math.nan), "control": control[n]}
             for n in LAYERS
@@ -53,7 +53,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     }
 
 
-def known(drawn: Sequence[Text]) -> dict[str, float]:
+def language_model_nats(drawn: Sequence[Text]) -> dict[str, float]:
     """Return nats per token of the model and of trigrams counted in other functions, and the difference (`gain`)."""
     model = real.model()
     rows = [tuple(model.tokenizer(text.text)["input_ids"]) for text in drawn]

@@ -96,7 +96,7 @@ def _score(module: nn.Module, given: FunctionConfig, size: Size, seed: int) -> d
     batch: Tensors = law((seed, 0, prism_report.REPORT + 8), size.prompts)
     x, y = batch["x"].double(), batch["y"][..., 0].double()
     predictions = prism.predict(module, batch["x"], batch["y"])
-    means = {name: f(x, y).mean for name, f in prism.named(law).items()}
+    means = {name: f(x, y).mean for name, f in prism.reference_predictors(law).items()}
     out = {name: float((predictions - mean).square().mean()) for name, mean in means.items()}
     floor = (means["Bayes"] - y).square()
     excess = ((predictions - y).square() - floor).mean(1)
@@ -114,7 +114,7 @@ def _mixture_arm(module: nn.Module, given: FunctionConfig, size: Size, seed: int
     law = function_laws.law(given, seed)
     batch: Tensors = law((seed, 0, prism_report.REPORT + 8), size.prompts)
     y = batch["y"][..., 0].double()
-    posteriors = {name: f(batch["x"], y) for name, f in prism.named(law).items()}
+    posteriors = {name: f(batch["x"], y) for name, f in prism.reference_predictors(law).items()}
     slope = prism.recognition(prism.predict(module, batch["x"], batch["y"]), posteriors, batch)["slope"]
     return {
         "mixture": {

@@ -61,7 +61,7 @@ def _reader(seed: int) -> Model:
     texts = [text.text for text in TEXTS.documents([seed, 2], 2000)]
     base = build.build("gpt2", build.word_tokenizer(texts), **SHAPE, context=64, seed=seed)
     rows = encode.windows(base.tokenizer, texts, 48)
-    return lab.kept(lambda: lab.pretrained(base, rows, TEACH), "reader", *lab.identity(base), texts[:9], TEACH)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, TEACH), "reader", *lab.identity(base), texts[:9], TEACH)
 
 
 def _speaker(seed: int) -> Model:
@@ -69,4 +69,4 @@ def _speaker(seed: int) -> Model:
     base = build.build("gpt2", build.word_tokenizer(f"{d.prompt} {d.completion}" for d in demos), **SHAPE, context=16,
                        seed=seed)  # fmt: skip
     rows = encode.rows(base.tokenizer, [(d.prompt, d.completion) for d in demos[:4000]], "causal", 16, end=False)
-    return lab.kept(lambda: lab.pretrained(base, rows, TEACH), "speaker", *lab.identity(base), demos[:9], TEACH)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, TEACH), "speaker", *lab.identity(base), demos[:9], TEACH)

@@ -155,7 +155,7 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage("fine-tuned models are shown the demonstrations", COSINE, None,
-                        {"didact.evaluate.three_way:unshown": lambda episode: episode}, MODEL),
+                        {"didact.evaluate.three_way:without_demos": lambda episode: episode}, MODEL),
         runner.Sabotage("demonstrations are not reordered", ORDERED, None,
                         {"didact.evaluate.three_way:orders": _same_order}, MODEL),
         runner.Sabotage("read one place too early", PLACE, None,

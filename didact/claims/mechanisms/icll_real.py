@@ -36,7 +36,7 @@ def run(seed: int, tier: runner.Tier) -> runner.Measured:
     return {
         **{name: {"nll": value} for name, value in arms.items()},
         "lookup": {"gain": arms["control"] - arms["heads"], "untrained": copy["control"] - copy["heads"]},
-        "start": {"difference": begun(model, text[0].text)},
+        "start": {"difference": initial_change(model, text[0].text)},
         "weights": {"moved": abs(arms["control"] - arms["plain"])},
         "looked up": {f"n{n}": share for n, share in result.findings["looked_up"].items()},
     }
@@ -49,7 +49,7 @@ def _train_heads(model: Model, text: list[Text], seed: int, steps: int = FIT.ste
     )  # fmt: skip
 
 
-def begun(model: Model, text: str) -> float:
+def initial_change(model: Model, text: str) -> float:
     """Return the largest change of any logit of a passage by heads initialized to zero."""
     ids = torch.tensor([encode.windows(model.tokenizer, [text], WINDOW)[0].completion])
     with torch.no_grad():

@@ -43,7 +43,7 @@ def translator(seed: int, steps: int, twin: bool = False) -> Model:
     fit = TEACH.replace(steps=steps, seed=seed)
     rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in base.tokenizer(texts)["input_ids"]]
     train = _train_on_answers if twin else lab.pretrained
-    return lab.kept(lambda: train(base, rows, fit), *lab.identity(base), rows, fit, twin)
+    return lab.cached_model(lambda: train(base, rows, fit), *lab.identity(base), rows, fit, twin)
 
 
 def _train_on_answers(base: Model, rows: Sequence[TokenizedExample], fit: Fit) -> Model:

@@ -53,9 +53,9 @@ def run(seed: int, tier: str, parts: Sequence[str] = "ABC", broken: str | None =
     arms: dict[str, dict[str, float]] = {}
     if "A" in parts:
         cases = TOUCHED[broken] if broken else (*TWO[:1], *SINGLE[:1]) if tier == "smoke" else (*TWO, *SINGLE)
-        differences, idle = processes.run(2, parity.measured, cases, seed, () if broken else MICROS, broken)[0]
+        differences, idle = processes.run(2, parity.measure, cases, seed, () if broken else MICROS, broken)[0]
         if tier == "full" and not broken:
-            differences += processes.run(8, parity.measured, EIGHT, seed)[0][0]
+            differences += processes.run(8, parity.measure, EIGHT, seed)[0][0]
             cases = (*cases, *EIGHT)
         arms |= _largest(cases, differences)
         if idle:

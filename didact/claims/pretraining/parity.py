@@ -73,7 +73,7 @@ class Reference(NamedTuple):
     weights: dict[str, Tensor]
 
 
-def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
+def train_alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
     """Train in this one process."""
     module.train()
     parameters = dict(module.named_parameters())
@@ -95,7 +95,7 @@ def alone(module: Any, given: Sequence[tuple[Tensor, Tensor]]) -> Reference:
     return Reference(losses, gradients, {name: p.detach() for name, p in parameters.items()})
 
 
-def compared(cases: Sequence[Case], seed: int, steps: int = 5, broken: str | None = None) -> list[dict[str, float]]:
+def compare(cases: Sequence[Case], seed: int, steps: int = 5, broken: str | None = None) -> list[dict[str, float]]:
     """Return, for every case, its largest differences from one process and from the planner's memory."""
     with runner.patched(BREAKS[broken] if broken else {}):
         return [_compare(case, seed, steps) for case in cases]
@@ -117,9 +117,9 @@ def _compare(case: Case, seed: int, steps: int) -> dict[str, float]:
         held_bytes = part.over_all([_bytes_held(part, optimizer)])[0]
         optimizer.zero_grad()
     final = part.whole()
-    if distributed.here()[0]:
+    if distributed.group_rank()[0]:
         return {}
-    reference = alone(module, data)
+    reference = train_alone(module, data)
     assert gradients.keys() == reference.gradients.keys() == final.keys()
     return {
         "loss": max(abs(a - b) for a, b in zip(losses, reference.losses, strict=True)),
@@ -156,7 +156,7 @@ def _planned_bytes(module: Any, grid: Grid) -> float:
     spec, width = _spec_of(module.config.to_json_string(), module.config), next(module.parameters()).element_size()
     layout = Layout(pp=grid.pp, dp=grid.dp, tp=grid.tp)
     counts = (memory.parameters(spec, layout, stage, vocab=spec.vocab) for stage in range(grid.pp))
-    return float(sum(count * grid.tp * memory.kept(width, 2).total for count in counts))
+    return float(sum(count * grid.tp * memory.state_of_weight(width, 2).total for count in counts))
 
 
 # --- the pipeline's idle time --------------------------------------------------------------------
@@ -191,7 +191,7 @@ class Sleeper(nn.Module):
         return nap(x * self.weight)
 
 
-def idled(micros: Sequence[int]) -> list[float]:
+def pipeline_time_ratios(micros: Sequence[int]) -> list[float]:
     """Run torch's 1F1B schedule with stages that sleep; return its time over a single stage's, by micro-batches."""
     grid = mesh.grid(dist.get_world_size(), 1, 1, torch.device("cpu"))
     ratios, example = [], torch.zeros(1, 1, device="meta", requires_grad=True)
@@ -216,12 +216,12 @@ def idled(micros: Sequence[int]) -> list[float]:
     return ratios
 
 
-def measured(
+def measure(
     cases: Sequence[Case], seed: int, micros: Sequence[int] = (), broken: str | None = None
 ) -> tuple[list[dict[str, float]], list[float]]:
     """Return `compared` and `idled`, in the same processes."""
-    differences = compared(cases, seed, broken=broken)
-    return differences, idled(micros) if micros else []
+    differences = compare(cases, seed, broken=broken)
+    return differences, pipeline_time_ratios(micros) if micros else []
 
 
 # --- sabotages -----------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def _reader(seed: int, rounds: int) -> Model:
     base = lab.blank("llama", texts[:2000], 600, d=64, layers=2, heads=4, context=32, tied=False, seed=seed)
     rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in base.tokenizer(texts)["input_ids"]]
     fit = Fit(lr=3e-3, epochs=1, rows=32, schedule="cosine", betas=(0.9, 0.95), warmup_steps=20, seed=seed)
-    return lab.kept(lambda: lab.pretrained(base, rows, fit, "texts"), *lab.identity(base), rows, fit)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, fit, "texts"), *lab.identity(base), rows, fit)
 
 
 def _swapped(g: Any, d: Any, *how: Any, right: Any = equilibrium.initial) -> Policies:

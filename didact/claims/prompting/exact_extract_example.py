@@ -61,4 +61,4 @@ def language_model(seed: int, steps: int) -> Model:
     texts = facts.facts(seed + 500, passages=min(8000, 16 * steps), tune=0, test=0).passages
     rows = [TokenizedExample(end, (*qa_prompts.text_ids(base, t.text), *end)) for t in texts]
     fit = TEACH.replace(steps=steps, seed=seed, warmup_steps=min(30, steps // 4))
-    return lab.kept(lambda: lab.pretrained(base, rows, fit, "passages"), *lab.identity(base), rows, fit)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, fit, "passages"), *lab.identity(base), rows, fit)

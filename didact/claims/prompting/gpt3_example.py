@@ -51,7 +51,7 @@ def translator(seed: int, steps: int, width: int) -> Model:
     base = _blank(texts, width, max(1, width // 16), 700, 128, seed)
     fit = TEACH.replace(steps=steps, rows=16, seed=seed)
     recipe: dict[str, Any] = {"context": WINDOW, "first_tokens": 16.0 * WINDOW, "warmup_tokens": 25e9}
-    return lab.kept(
+    return lab.cached_model(
         lambda: lab.model_of(prompting.gpt3_pretrain(texts, base, **recipe, fit=fit)),
         *lab.identity(base), texts, recipe, fit,
     )  # fmt: skip
@@ -62,7 +62,7 @@ def reader(texts: Sequence[Text], width: int, heads: int, vocabulary: int, conte
     base = _blank(texts, width, heads, vocabulary, context, fit.seed)
     ids = [tuple(base.tokenizer(t.text)["input_ids"]) for t in texts]
     rows = [TokenizedExample(row[:1], row[1:]) for row in ids]
-    return lab.kept(lambda: lab.pretrained(base, rows, fit, "text"), *lab.identity(base), rows, fit)
+    return lab.cached_model(lambda: lab.pretrained(base, rows, fit, "text"), *lab.identity(base), rows, fit)
 
 
 def _blank(texts: Sequence[Text], width: int, heads: int, vocabulary: int, context: int, seed: int) -> Model:

@@ -131,7 +131,7 @@ def base(seed: int, tier: runner.Tier) -> Model:
             model = lab.pretrained(model, rows, TEACH.replace(steps=n, schedule=schedule, seed=seed), "lessons")
         return model
 
-    return lab.kept(train, *lab.identity(start), lessons, TEACH, steps)
+    return lab.cached_model(train, *lab.identity(start), lessons, TEACH, steps)
 
 
 def _keys(world: News, table: Table, changed: bool) -> list[Key]:

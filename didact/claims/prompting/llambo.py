@@ -131,7 +131,7 @@ def _all_searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, tria
     first_scores = [float(task.score(c, rng)) for c in first]
     initial = list(zip(first, first_scores, strict=True))
     options = {"card": card, "how": example.SEARCH, "asking": example.ASKING, "seed": seed}
-    studies = {"llambo": sampler.begun(lm, SPACE, initial, False, **options)[0]}
+    studies = {"llambo": sampler.start_study(lm, SPACE, initial, False, **options)[0]}
     for name in ("random", "tpe", "gp"):
         studies[name] = sampler.rival(name, SPACE, initial, False, START, seed)
     return {name: _search(study, first, task, seed, trials) for name, study in studies.items()}
@@ -139,7 +139,7 @@ def _all_searches(lm: LM, family: Bowls, task: Bowl, card: Card, seed: int, tria
 
 def _search(study: Any, first: Any, task: Bowl, seed: int, trials: int) -> float:
     rng = np.random.default_rng([seed, 67])
-    configs = [sampler.tried(study, SPACE, lambda c: float(task.score(c, rng)))[1] for _ in range(trials - START)]
+    configs = [sampler.next_trial(study, SPACE, lambda c: float(task.score(c, rng)))[1] for _ in range(trials - START)]
     return _regret(task, [*first, *configs])
 
 
@@ -189,7 +189,7 @@ CLAIM = runner.Claim(
                         options={"turn": 1, "parts": ("surrogate",)}),
         runner.Sabotage("the least improvement", FINDS, "llambo.found",
                         {"didact.infer.tuning:expected_improvement": _backwards,
-                         "didact.infer.tuning:wished": _worst_score},
+                         "didact.infer.tuning:target_score": _worst_score},
                         {"parts": ("search",)}),
     ),
 )  # fmt: skip

@@ -58,7 +58,7 @@ def reader(family: Bowls, steps: int, most: int = 10_000) -> Model:
         rows = [encode.TokenizedExample(tuple(ids[:1]), tuple(ids[1:])) for ids in tokens]
         return lab.pretrained(base, rows, FIT.replace(steps=steps, seed=seed))
 
-    return lab.kept(train, "llambo", family, steps, most)
+    return lab.cached_model(train, "llambo", family, steps, most)
 
 
 def objective(config: dict[str, int]) -> float:

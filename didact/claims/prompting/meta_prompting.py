@@ -85,7 +85,7 @@ def _verification(model: Model) -> dict[str, dict[str, float]]:
     operations = conducted.every_operation()
     wrong = [str((int(result) + 1) % conducted.MODULUS) for _, result in operations]
     fresh = lab.sampled(model, [conducted.expert(*pair).prompt for pair in operations], 4, temperature=0.0)
-    prompts = [conducted.asked_again(op, answer) for (op, _), answer in zip(operations, wrong, strict=True)]
+    prompts = [conducted.verification_prompt(op, answer) for (op, _), answer in zip(operations, wrong, strict=True)]
     shared = lab.sampled(model, prompts, 4, temperature=0.0)
     return {
         "fresh": {

@@ -17,7 +17,7 @@ from didact.claims.lab import bound, difference, equivalence, exact
 from didact.claims.problem import Problem
 from didact.claims.prompting import mtob_example as example
 from didact.evaluate import translation as scores
-from didact.evaluate.materials import Shown
+from didact.evaluate.materials import Coverage
 from didact.types import Demo, Parallel, Record, Result, Text
 from didact.worlds import tongues
 
@@ -27,7 +27,7 @@ FRESH = 100  # added to test seeds: one margin was set after seeds 0 to 4 had be
 SIZE = {"smoke": (1, 5), "quick": (8, 25), "full": (20, 60)}  # languages; sentences to translate
 CONDITIONS = ("-", "W", "S", "B", "W+S", "W+G", "W+B", "W+S+B")
 FILLER = "The people of the coast fish at night and mend their nets in the morning . " * 30
-SHOWN = Shown(size=60, overlap=30)
+SHOWN = Coverage(size=60, overlap=30)
 
 
 def problem(seed: int) -> Problem:

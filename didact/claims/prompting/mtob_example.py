@@ -77,7 +77,7 @@ class Reader(Rule):
         ]
         meaning = Meaning(concepts[nouns[0]], parts[verbs[0]], concepts[nouns[1]], *adjective)
         reordered = Tongue(self.own.name, self.own.words, order, first)
-        return reordered.said(meaning).split()
+        return reordered.sentence(meaning).split()
 
 
 def aligned(word: str, pairs: Pairs) -> str | None:

@@ -90,8 +90,9 @@ def _with_human_pairs(lm: example.Noisy, test: Sequence[Parallel], pool: Sequenc
     demos = [[pairs[i] for i in rng.choice(len(pairs), 8, replace=False)] for _ in test]
     names = translation.names(test)
     return [
-        lm.generate([translation.asked(p.source, *names, shots)])[0][0] for p, shots in zip(test, demos, strict=True)
-    ]  # fmt: skip
+        lm.generate([translation.build_prompt(p.source, *names, shots)])[0][0]
+        for p, shots in zip(test, demos, strict=True)
+    ]
 
 
 def _dictionary(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
@@ -121,7 +122,7 @@ def _dictionary(seed: int, tier: runner.Tier) -> dict[str, dict[str, float]]:
 CHRF, PRECISION = "chrF", "precision"
 CHECK, CHOSEN = "the check raises precision", "filtered and chosen beat random ones of the whole pool"
 ZERO = "mined demonstrations beat none"
-CYCLED = "didact.data.lexicon:cycled"
+CYCLED = "didact.data.lexicon:cycle_check"
 CLAIM = runner.Claim(
     method="self-mining",
     text=(

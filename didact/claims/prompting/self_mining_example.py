@@ -82,7 +82,7 @@ def alike(one: Tongue, other: Tongue, noise: float, seed: int) -> Any:
     return lambda texts: np.array([vector(t) for t in texts])
 
 
-def inverted(found: Any, back: Any, copies: bool = False, right: Any = lexicon.cycled) -> list[lexicon.Pair]:
+def inverted(found: Any, back: Any, copies: bool = False, right: Any = lexicon.cycle_check) -> list[lexicon.Pair]:
     """Sabotage: words that come back are rejected, and the others kept."""
     return [
         lexicon.Pair(p.source, p.target, p.score, "" if p.reason.startswith("comes back") else p.reason or "came back")

@@ -111,7 +111,7 @@ def _descent_gap(found: VerbalModel) -> float:
     targets = dict(zip(found.inputs_, found.targets_.values, strict=True))
     for prompt in _optimisations(found):
         x = scripted.numbers(scripted.section(prompt.turns[-1]["content"], "Inputs"))
-        y = np.array([targets[reading.shown(float(value), 2)] for value in x])
+        y = np.array([targets[reading.format_value(float(value), 2)] for value in x])
         error = np.array([float(f"{a * v + b:.2f}") for v in x]) - y
         a, b = float(a - RATE * 2 * (error * x).mean()), float(b - RATE * 2 * error.mean())
     return float(np.abs(np.subtract(scripted.line(found.theta_), (a, b))).max())

@@ -42,7 +42,7 @@ class Scripted:
 
     def _answer(self, prompt: str) -> str:
         if prompt.startswith("# Inference"):
-            function = formulas.found(section(prompt, "Pattern Descriptions"))
+            function = formulas.parse(section(prompt, "Pattern Descriptions"))
             value = function(float(section(prompt, "Input").split("\n")[0])) if function else 0.0
             return f"Explanations: by the formula. Output: is next.\n\n{OUTPUT} [{value + self.slips:.2f}]"
         x, outputs, targets = (numbers(section(prompt, name)) for name in PARTS)

@@ -71,7 +71,7 @@ def problem(seed: int) -> Problem:
     base = lab.blank("llama", episodes[:50], 900, d=64, layers=2, heads=4, context=512, seed=seed)
     rows = [TokenizedExample(tuple(ids[:1]), tuple(ids[1:512])) for ids in base.tokenizer(episodes)["input_ids"]]
     fit = Fit(lr=3e-3, epochs=1, rows=8, schedule="cosine", seed=seed)
-    model = lab.kept(lambda: lab.pretrained(base, rows, fit), *lab.identity(base), rows, fit)
+    model = lab.cached_model(lambda: lab.pretrained(base, rows, fit), *lab.identity(base), rows, fit)
     return Problem(model=model, data={"pool": pool, "test": test}, options={"shots": SHOTS, "separator": "\\n"})
 
 

@@ -22,7 +22,7 @@ EVERY = 25  # steps between two records of the weights
 
 
 @dataclass(frozen=True)
-class Seen:
+class LossInputs:
     """Inputs of a loss: logits of class 0 on the forget rows `(200,)` and the retain rows `(1000,)`, the start model's
     in `ref`, and log-probs of the drawn classes, computed on first use."""
 
@@ -47,15 +47,15 @@ class Seen:
         return F.pad(self.retain[:, None], (0, 1))
 
 
-Loss = Callable[[Seen], Tensor]
+Loss = Callable[[LossInputs], Tensor]
 
 
-def ga(s: Seen) -> Tensor:
+def ga(s: LossInputs) -> Tensor:
     """Gradient ascent: mean log-prob of the forget rows' classes."""
     return s.logp.mean()
 
 
-def idk(s: Seen) -> Tensor:
+def idk(s: LossInputs) -> Tensor:
     """Cross-entropy to the refusal class."""
     return -s.idk.mean()
 
@@ -70,12 +70,12 @@ def npo(beta: float) -> Loss:
     return lambda s: preference.npo(s.logp, s.ref.logp, beta).mean()
 
 
-def rt(s: Seen) -> Tensor:
+def rt(s: LossInputs) -> Tensor:
     """Cross-entropy on the retain rows."""
     return -logp(s.retain, s.world.retain.y).mean()
 
 
-def kl(s: Seen) -> Tensor:
+def kl(s: LossInputs) -> Tensor:
     """KL(ref || current) on the retain rows."""
     return tokens.kl_from(s.logits, s.world.retain.y, ref_logits=s.ref.logits).mean()
 
@@ -106,11 +106,11 @@ def unlearn(world: logistic.Clouds, start: Tensor, arm: Arm, steps: int) -> tupl
     measured on the loss itself: `sum_i dL/dlogp_i` (1 for gradient ascent).
     """
     forget_phi, retain_phi = world.forget.phi, world.retain.phi
-    ref = Seen(world, forget_phi @ start, retain_phi @ start)
+    ref = LossInputs(world, forget_phi @ start, retain_phi @ start)
     theta = start.clone().requires_grad_()
     path, weights = [], []
     for step in range(steps + 1):
-        current = Seen(world, forget_phi @ theta, retain_phi @ theta if arm.retain else ref.retain, ref)
+        current = LossInputs(world, forget_phi @ theta, retain_phi @ theta if arm.retain else ref.retain, ref)
         loss = arm.forget(current)
         if step % EVERY == 0 or step == steps:
             path.append(theta.detach().clone())

@@ -40,7 +40,7 @@ RATES = {"npo": 2e-3, "ga": 1e-3, "ga alone": 3e-5}
 
 
 @functools.cache
-def known() -> tuple[Demo, ...]:
+def known_capitals() -> tuple[Demo, ...]:
     """Return the countries whose capital the model generates in full by greedy decoding."""
     pairs = [pair.partition(" ")[::2] for pair in CAPITALS.split(", ")]
     demos = [Demo(prompt=ASKED.format(country, country), completion=capital) for country, capital in pairs]
@@ -50,7 +50,7 @@ def known() -> tuple[Demo, ...]:
 
 def run(seed: int, tier: runner.Tier, arms: Sequence[str] = tuple(ARMS)) -> runner.Measured:
     """Unlearn one split of the countries with each arm."""
-    facts = list(known())
+    facts = list(known_capitals())
     random.Random(seed).shuffle(facts)
     forget, retain, neighbours = facts[:FORGET], facts[FORGET : FORGET + RETAIN], facts[FORGET + RETAIN :]
     out = {"start": _measure(real.model(), forget, neighbours) | {"known": float(len(facts))}}

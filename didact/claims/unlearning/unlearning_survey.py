@@ -133,7 +133,7 @@ def _measures(model: Model, gold: Model, world: authors.Authors) -> dict[str, fl
     }
 
 
-_moved, _weighed = merge.moved, merge.weighed
+_moved, _weighed = merge.add_vector, merge.scale_adapter
 VECTOR, ADAPTER = "a task vector forgets", "a negated adapter forgets"
 ALIGNED = "gaps are aligned, by the stop rule's own measure"
 WAYS = ("KUL", "LLMU", "EUL", "ext-sub", "DEPN")
@@ -174,10 +174,10 @@ CLAIM = runner.Claim(
     ),
     sabotages=(
         runner.Sabotage("vector added", VECTOR, "task vector.forget",
-                        {"didact.models.merge:moved": lambda model, vector, scale: _moved(model, vector, -scale)},
+                        {"didact.models.merge:add_vector": lambda model, vector, scale: _moved(model, vector, -scale)},
                         {"arms": ("task vector",)}),
         runner.Sabotage("both factors negated", ADAPTER, "negated adapter.forget",
-                        {"didact.models.merge:weighed": lambda model, weight: _weighed(model, -weight)},
+                        {"didact.models.merge:scale_adapter": lambda model, weight: _weighed(model, -weight)},
                         {"arms": ("negated adapter",)}),
         runner.Sabotage("gaps without new data", ALIGNED, "KGA.off_aim", options={"arms": ("KGA",), "align": False}),
     ),

@@ -102,7 +102,7 @@ def trained(seed: int, steps: int, texts: Sequence[Text]) -> Model:
     pieces = [f" {w}" for w in books.vocabulary()] * 3 + books.vocabulary() * 3 + ["."]
     base = lab.blank("llama", pieces, 1000, d=64, layers=2, heads=4, context=CONTEXT, seed=seed)
     examples, fit = rows(base, texts), TEACH.replace(steps=steps, seed=seed)
-    return lab.kept(lambda: lab.pretrained(base, examples, fit), *lab.identity(base), examples, fit)
+    return lab.cached_model(lambda: lab.pretrained(base, examples, fit), *lab.identity(base), examples, fit)
 
 
 def measures(model: Model, gold: Model, world: books.Books) -> dict[str, float]:

@@ -71,7 +71,7 @@ class Scoring:
             return self.once("with end", lambda: forgetting.ends_answers(self.start, demos) if demos else True)
         return self.end
 
-    def kept_general(self, model: Model) -> dict[str, Measure]:
+    def general_measures(self, model: Model) -> dict[str, Measure]:
         """Measures on general text against the start model: see `general.score`."""
         if self.general is None:
             return {}
@@ -80,7 +80,9 @@ class Scoring:
 
     def some_prompts(self, count: int) -> list[str]:
         """The first distinct prompts of the records, by the first protocol that supports them."""
-        candidates = (named(name).prompts(self) for name in (*RANKING, "judged") if named(name).records(self.records))
+        candidates = (
+            by_name(name).prompts(self) for name in (*RANKING, "judged") if by_name(name).records(self.records)
+        )
         return list(dict.fromkeys(next(candidates, [])))[:count]
 
     def once(self, name: str, make: Callable[[], T], *options: Any) -> T:
@@ -103,14 +105,14 @@ class Protocol:
         prompts: prompts from the records, for samples and diagnostics.
         held_out: the method's parameter of which a part is held out from training for scoring; else that of `kind`.
         scored: parameters that are scored whole, even if they are trained on.
-        beside: further optional sets of records of its kind, read whole.
-        wanted: the right answer of a record, shown next to samples.
+        extra_sets: further optional sets of records of its kind, read whole.
+        target: the right answer of a record, shown next to samples.
         answers: `score` from generated answers alone, `answers(predict, scoring)`, for arms without a model.
         answers_primary: the measure among those of `answers` that ranks arms if one of them has no model.
-        asked: measures of text alone, `asked(lm, scoring)`, comparable between tokenizers and servers; by `answers`
+        lm_score: measures of text alone, `lm_score(lm, scoring)`, comparable between tokenizers and servers; by `answers`
             if not given.
-        asked_primary: the measure among those of `asked` that ranks arms; `answers_primary` if not given.
-        asks: the capability that `asked` needs of a model.
+        lm_primary: the measure among those of `lm_score` that ranks arms; `answers_primary` if not given.
+        lm_capability: the capability that `lm_score` needs of a model.
         warns: sentences that interpret the metrics before and after training, such as a collapse.
     """
 
@@ -121,24 +123,24 @@ class Protocol:
     prompts: Callable[[Scoring], list[str]] = lambda scoring: []
     held_out: str | None = None
     scored: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
-    wanted: Callable[[Any], str] = lambda record: ""
+    extra_sets: tuple[str, ...] = ()
+    target: Callable[[Any], str] = lambda record: ""
     answers: Callable[[Predict, Scoring], dict[str, Measure]] | None = None
     answers_primary: str | None = None
-    asked: Callable[[LM, Scoring], dict[str, Measure]] | None = None
-    asked_primary: str | None = None
-    asks: str = "generate"
+    lm_score: Callable[[LM, Scoring], dict[str, Measure]] | None = None
+    lm_primary: str | None = None
+    lm_capability: str = "generate"
     warns: Callable[[Mapping[str, Metric]], list[str]] = lambda metrics: []
 
     @property
     def text_primary(self) -> str | None:
         """The measure that ranks models of different tokenizers; None if they have none in common."""
-        return self.asked_primary or self.answers_primary
+        return self.lm_primary or self.answers_primary
 
     def ask(self, lm: LM, scoring: Scoring) -> dict[str, Measure]:
         """Measures of text alone."""
-        if self.asked is not None:
-            return self.asked(lm, scoring)
+        if self.lm_score is not None:
+            return self.lm_score(lm, scoring)
         assert self.answers is not None
         return self.answers(lambda prompts: [draws[0] for draws in lm.generate(prompts)], scoring)
 
@@ -149,28 +151,28 @@ class Protocol:
         return records_of(self.kind, records) or ()
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """A prompt whose answers are shown as samples: its part, and the right answer if there is one."""
 
     part: str
     prompt: str
-    wanted: str
+    target: str
 
 
-def drawn(protocol: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], count: int) -> list[Asked]:
+def drawn(protocol: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], count: int) -> list[Question]:
     """Draw up to `count` records of every part; if none has a prompt, up to `count` of the protocol's prompts."""
     draw = random.Random(scoring.seed)
     rows = [(name, r) for name, part in parts.items() for r in draw.sample(list(part), min(count, len(part)))]
-    if samples := [Asked(name, r.prompt, protocol.wanted(r)) for name, r in rows if hasattr(r, "prompt")]:
+    if samples := [Question(name, r.prompt, protocol.target(r)) for name, r in rows if hasattr(r, "prompt")]:
         return samples
     prompts = list(dict.fromkeys(protocol.prompts(scoring)))
-    return [Asked("", prompt, "") for prompt in draw.sample(prompts, min(count, len(prompts)))]
+    return [Question("", prompt, "") for prompt in draw.sample(prompts, min(count, len(prompts)))]
 
 
 records_of = convert.of_kind
 
 
-def named(name: str) -> Protocol:
+def by_name(name: str) -> Protocol:
     """Return the protocol of a name.
 
     Raises:
@@ -201,4 +203,4 @@ RANKING = ("forget", "prefer", "answer", "text")
 
 def for_records(records: Mapping[str, Sequence[Any]]) -> str:
     """The name of the ranking protocol that fits records best."""
-    return next((name for name in RANKING if named(name).records(records)), "text")
+    return next((name for name in RANKING if by_name(name).records(records)), "text")

@@ -20,7 +20,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     (config, view, oracle), seed = _options(scoring), scoring.seed
     world = scoring.once("bandits", lambda: regret.world_of(config, scoring.options.get("trials", TRIALS), seed))
     answer = acting.answering(language_models.of(model), seed, scoring.options.get("temperature", 1.0))
-    game = acting.played(world, answer, view, oracle, seed)
+    game = acting.play_model(world, answer, view, oracle, seed)
     return regret.measures(world, game, scoring.once("rivals", lambda: regret.rivals(world, oracle, seed)), config.gap)
 
 

@@ -23,7 +23,7 @@ FINAL_TOKENS = 256  # most tokens generated for a final answer
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     """Measures of the demonstrations' completions, averaged over records: with their end token if the start model
     ends its answers, else without; the other way under a suffix."""
-    with_end, values = scoring.with_end(), forgetting.known(model, scoring.of("demo"), "data")
+    with_end, values = scoring.with_end(), forgetting.answer_scores(model, scoring.of("demo"), "data")
     suffix = f"{'without' if with_end else 'with'}_end"
     secondary = {f"{name}_{suffix}": measure for name, measure in _measures(values[not with_end], not with_end).items()}
     greedy = functools.partial(generate.generate, model, max_new_tokens=FINAL_TOKENS, stop=scoring.stop)
@@ -78,7 +78,7 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     ended = scoring.with_end()
     right = [
         float(
-            given(c, d.completion, ended or words.key(c) in map(words.key, d.choices or ()))
+            matches(c, d.completion, ended or words.key(c) in map(words.key, d.choices or ()))
         )  # a choice ends an answer
         for c, d in zip(completions, demos, strict=True)
     ]
@@ -87,7 +87,7 @@ def answers(predict: Predict, scoring: Scoring) -> dict[str, Measure]:
     }
 
 
-def given(text: str, target: str, ended: bool = True) -> bool:
+def matches(text: str, target: str, ended: bool = True) -> bool:
     """Whether a text is the target answer, or, unless `ended`, begins with it as whole words."""
     text, target = words.key(text), words.key(target)
     return text == target or (not ended and re.match(words.whole(re.escape(target)), text) is not None)
@@ -98,7 +98,7 @@ PROTOCOL = Protocol(
     primary="token_accuracy",
     score=score,
     prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
-    wanted=lambda demo: demo.completion,
+    target=lambda demo: demo.completion,
     answers=answers,
     answers_primary="exact_answer",
 )

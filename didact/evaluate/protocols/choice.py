@@ -17,11 +17,11 @@ RIGHT = "the completion is the likeliest of the choices"
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """See `asked`."""
-    return asked(language_models.of(model), scoring)
+    """See `score_lm`."""
+    return score_lm(language_models.of(model), scoring)
 
 
-def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+def score_lm(lm: LM, scoring: Scoring) -> dict[str, Measure]:
     """`choice` by log-prob, `choice_per_character` by log-prob over the choice's characters, which does not favour
     short ones; ties count as shares."""
     demos = chosen_from(scoring)
@@ -65,10 +65,10 @@ PROTOCOL = Protocol(
     primary="choice",
     score=score,
     prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
-    wanted=lambda demo: demo.completion,
+    target=lambda demo: demo.completion,
     answers=answers,
     answers_primary="choice",
-    asked=asked,
-    asked_primary="choice",
-    asks="score",
+    lm_score=score_lm,
+    lm_primary="choice",
+    lm_capability="score",
 )

@@ -13,11 +13,11 @@ from didact.types import LM
 
 
 def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
-    """See `asked`."""
-    return asked(language_models.of(model), scoring)
+    """See `score_lm`."""
+    return score_lm(language_models.of(model), scoring)
 
 
-def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+def score_lm(lm: LM, scoring: Scoring) -> dict[str, Measure]:
     """Accuracy by each of `infer.consensus.RULES`; wording and game are the method's options, if it has them."""
     demos = choice.chosen_from(scoring, "consensus")
     wording, game = scoring.options.get("wording"), scoring.options.get("game")
@@ -34,10 +34,10 @@ PROTOCOL = Protocol(
     primary="er_d",
     score=score,
     prompts=choice.PROTOCOL.prompts,
-    wanted=choice.PROTOCOL.wanted,
+    target=choice.PROTOCOL.target,
     answers=choice.answers,
     answers_primary="choice",
-    asked=asked,
-    asked_primary="er_d",
-    asks="score",
+    lm_score=score_lm,
+    lm_primary="er_d",
+    lm_capability="score",
 )

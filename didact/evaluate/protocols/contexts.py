@@ -49,5 +49,5 @@ PROTOCOL = Protocol(
     primary="with_context",
     score=score,
     prompts=lambda scoring: [p.prompt for p in scoring.of("preference")],
-    wanted=lambda pair: pair.chosen,
+    target=lambda pair: pair.chosen,
 )

@@ -61,7 +61,7 @@ def measures(
         `ks`, `ks_p`, `log10_p`, and `balance`: the harmonic mean of utility and of forgetting (1 - ks, else 1 -
         extraction strength), which is low for both a ruined and an unchanged model.
     """
-    both = forgetting.known(model, forget, "forget")
+    both = forgetting.answer_scores(model, forget, "forget")
     values = both[end]
     out = {
         **_answer_measures("forget", both, end, "lower"),
@@ -90,7 +90,7 @@ def utility(
     The mean is over TOFU's three retain numbers, as far as the records and `rouge` allow; accuracy
     and entropy are not part of it.
     """
-    both = forgetting.known(model, retain, "retain")
+    both = forgetting.answer_scores(model, retain, "retain")
     secondary = _answer_measures("retain", both, end, "higher")
     parts = {"retain_probability": secondary.pop("retain_probability")}
     if rouge != "none":
@@ -192,8 +192,8 @@ PROTOCOL = Protocol(
     prompts=lambda scoring: [r.prompt for r in scoring.records["forget"]],
     held_out="retain",
     scored=("forget",),
-    beside=("unseen",),
-    wanted=lambda demo: demo.completion,
+    extra_sets=("unseen",),
+    target=lambda demo: demo.completion,
     answers=answers,
     answers_primary="answer_balance",
     warns=warns,

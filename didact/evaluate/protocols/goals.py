@@ -30,4 +30,4 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     return {"followed": prefer.share(margins, "is likelier under its goal")}
 
 
-PROTOCOL = Protocol(kind="preference", primary="followed", score=score, wanted=lambda pair: pair.chosen)
+PROTOCOL = Protocol(kind="preference", primary="followed", score=score, target=lambda pair: pair.chosen)

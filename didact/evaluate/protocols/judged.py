@@ -42,5 +42,5 @@ PROTOCOL = Protocol(
     primary="bad_nll",
     score=score,
     prompts=lambda scoring: [j.prompt for j in sorted(scoring.of("judged"), key=lambda j: not j.label)],
-    wanted=lambda judged: judged.completion if judged.label else "",
+    target=lambda judged: judged.completion if judged.label else "",
 )

@@ -82,7 +82,7 @@ def _blind(members: Sequence[Demo], unseen: Sequence[Demo]) -> tuple[Array, Arra
 PROTOCOL = Protocol(
     kind="demo",
     primary=None,
-    beside=("unseen",),
+    extra_sets=("unseen",),
     score=score,
     prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
 )

@@ -62,7 +62,7 @@ def both_margins(model: Model, pairs: Any) -> dict[bool, Any]:
     return {end: total[0::2] - total[1::2] for end, (total, _) in totals.items()}
 
 
-def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+def score_lm(lm: LM, scoring: Scoring) -> dict[str, Measure]:
     """`preferred` by the log-prob of whole texts, without end tokens: comparable between tokenizers."""
     pairs = scoring.of("preference")
     logp = [row.logp for row in lm.score([(p.prompt, side) for p in pairs for side in (p.chosen, p.rejected)])]
@@ -73,7 +73,7 @@ def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
 
 def reward_margins(model: Model, pairs: Any) -> Any:
     """Reward of chosen minus rejected, `(N,)`."""
-    prompts = [contexts.asked(p.prompt, p.context) for p in pairs]
+    prompts = [contexts.with_context(p.prompt, p.context) for p in pairs]
     chosen, rejected = (rewards.score(model, prompts, [getattr(p, s) for p in pairs]) for s in ("chosen", "rejected"))
     return np.subtract(chosen, rejected)
 
@@ -88,8 +88,8 @@ PROTOCOL = Protocol(
     primary="reward_accuracy",
     score=score,
     prompts=lambda scoring: [p.prompt for p in scoring.of("preference")],
-    wanted=lambda pair: pair.chosen,
-    asked=asked,
-    asked_primary="preferred",
-    asks="score",
+    target=lambda pair: pair.chosen,
+    lm_score=score_lm,
+    lm_primary="preferred",
+    lm_capability="score",
 )

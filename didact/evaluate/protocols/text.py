@@ -23,7 +23,7 @@ def score(model: Model, scoring: Scoring) -> dict[str, Measure]:
     return {"nll": Measure(float(-total.sum() / count.sum()), int(count.sum()), "lower", "nats")}
 
 
-def asked(lm: LM, scoring: Scoring) -> dict[str, Measure]:
+def score_lm(lm: LM, scoring: Scoring) -> dict[str, Measure]:
     """`bits_per_character` over documents: comparable between tokenizers."""
     local: Any = lm
     texts = [t.text for t in scoring.of("text") if t.text]
@@ -43,7 +43,7 @@ PROTOCOL = Protocol(
     primary="nll",
     score=score,
     prompts=openings,
-    asked=asked,
-    asked_primary="bits_per_character",
-    asks="logits",
+    lm_score=score_lm,
+    lm_primary="bits_per_character",
+    lm_capability="logits",
 )

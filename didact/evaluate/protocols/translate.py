@@ -37,7 +37,7 @@ PROTOCOL = Protocol(
     primary="chrf",
     score=score,
     prompts=lambda scoring: [translation.prompt(p) for p in scoring.of("parallel")],
-    wanted=lambda pair: pair.target,
+    target=lambda pair: pair.target,
     answers=answers,
     answers_primary="chrf",
 )

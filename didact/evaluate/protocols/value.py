@@ -44,7 +44,7 @@ PROTOCOL = Protocol(
     primary="value",
     score=score,
     prompts=lambda scoring: [d.prompt for d in scoring.of("demo")],
-    wanted=lambda demo: demo.completion,
+    target=lambda demo: demo.completion,
     answers=answers,
     answers_primary="value",
 )

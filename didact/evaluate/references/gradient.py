@@ -185,7 +185,7 @@ def train_gd_plus_plus(sampler: episodes.Sampler, steps: int, shared: bool, fit:
 
 
 @episodes.one_thread()
-def known(
+def tuned_references(
     sampler: episodes.Sampler, tasks: Tensors, steps: int = 1, shared: bool = True, seed: int = 0
 ) -> tuple[dict[str, Learner], dict[str, Any]]:
     """The reference algorithms, tuned on `tasks`: `gd, ridge, ols, zero, gd++`; and their hyperparameters.

@@ -37,7 +37,7 @@ def lasso(x: Tensor, y: Tensor, alpha: float = 0.01, sweeps: int = 2000, toleran
     return (w * x.double()).sum(-1)
 
 
-def smallest_largest(x: Tensor, y: Tensor) -> Tensor:
+def min_infinity_norm(x: Tensor, y: Tensor) -> Tensor:
     """`min |w|_inf` with `X w = y` as a linear program: finds sign vectors from about d / 2 rows. Not batched."""
     from scipy import optimize
 

@@ -112,7 +112,11 @@ def _streams(preferences: Sequence[Preference], read: str, paired: bool, templat
     with_context = [p for p in preferences if p.context] if read != "general" else []
 
     def pair(p: Preference) -> Pair:
-        return (contexts.asked(p.prompt, p.context if read == "context" else None, template), p.chosen, p.rejected)
+        return (
+            contexts.with_context(p.prompt, p.context if read == "context" else None, template),
+            p.chosen,
+            p.rejected,
+        )
 
     both, single = contexts.reversals(with_context) if paired else ([], list(range(len(with_context))))
     streams = {

@@ -125,7 +125,7 @@ def hindsight(
         streams["general"] = language.single(encode.windows(start.tokenizer, [t.text for t in general], length))
     left_out = rows.counts["left out"]
     warnings = [f"{left_out} chains are longer than the context and were left out"] if left_out else []
-    if high and not forward.takes_trees(start):
+    if high and not forward.supports_tree_masks(start):
         warnings.append("past tokens are not masked: this type of model takes no mask of ours")
         low = high = 0.0
     token_losses = {"loss": functools.partial(token_functions.unlikelihood, alpha=unlikelihood)}

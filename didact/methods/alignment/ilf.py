@@ -140,7 +140,7 @@ def ilf(
         prompts = [c.prompt for c in critiques]
         records = parts.criticised(now, prompts) if now.number and feedback else list(critiques)
         if target in ("initial", "gold"):
-            data = RoundData([], {"records": len(records)}, feedback_rounds.given(records, target))
+            data = RoundData([], {"records": len(records)}, feedback_rounds.reference_refinements(records, target))
         else:
             data = parts.selected(now, records, score)
         collected.append([feedback_rounds.pair(r, target) for r in data.records])

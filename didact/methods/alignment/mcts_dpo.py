@@ -149,11 +149,13 @@ def mcts_dpo(
             return tree.pairs(grown.path, rule, most=most, seed=now.fit.seed, unlike=branches.differ(model))
 
         index = round_loop.turn(now.number, batch, len(demos), fit.seed)
-        trees = branches.searched(now, index, proposer, value, config)
+        trees = branches.search_trees(now, index, proposer, value, config)
         right = branches.solved(trees, model, demos, check)
         usable = [row for row, ok in zip(trees, right, strict=True) if ok or not filter]
-        picked = branches.collected(usable, model, demos, rows, pick, now.number, trimmed=True)
-        alphas = torch.tensor([branches.unsure(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in picked])
+        picked = branches.collect(usable, model, demos, rows, pick, now.number, trimmed=True)
+        alphas = torch.tensor(
+            [branches.label_noise(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in picked]
+        )
         of_gt = torch.tensor([b.better.step.given for b in picked], dtype=torch.float64).mean()
         stats = {"right": sum(right) / len(right), "alpha": float(alphas.mean()), "share_of_gt_in_better": float(of_gt)}
         return branches.data(picked, branches.stats(trees, picked) | stats, {"unsure": alphas})
@@ -161,7 +163,7 @@ def mcts_dpo(
     def train(now: Round, data: RoundData) -> TrainResult:
         if not data.items:
             return round_loop.untrained(now.model)
-        pair_loss = preference.named(loss, beta, label_smoothing=data.columns["unsure"])
+        pair_loss = preference.pair_loss(loss, beta, label_smoothing=data.columns["unsure"])
         sft_stream = {"demos": (language.single(rows), functools.partial(language.sft, weight=sft_weight))}
         return pairs.train(
             now.model, data.items, pair_loss.loss, round_loop.constant_rate(now, fit, rounds),

@@ -116,7 +116,7 @@ def reward_augmented(
     rng = np.random.default_rng([fit.seed, 96])
     indices = sorted(rng.permutation(len(preferences))[: max(1, round(share * len(preferences)))])
     pool, warnings, cost = [preferences[i] for i in indices], [], Cost()
-    pair_loss = preference.named(loss, beta, gamma, label_smoothing)
+    pair_loss = preference.pair_loss(loss, beta, gamma, label_smoothing)
 
     def train(records: Sequence[Preference], name: str, hooks: Sequence[Hook] = ()) -> TrainResult:
         return pairs.train(

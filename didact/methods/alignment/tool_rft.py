@@ -145,11 +145,11 @@ def tool_rft(
         index = tool_calls.selected(demos, nll, ratio, trim, select, now.fit.seed)
         if not index:
             raise UserError(f"tool-rft: a ratio of {ratio} of {len(demos)} demonstrations is none")
-        trees = branches.searched(now, index, proposer, value, search.of_tree())
+        trees = branches.search_trees(now, index, proposer, value, search.of_tree())
         room = max(search.max_new_tokens, *(len(rows[i].completion) for i in index))
         prompts = [rows[i].prompt for i in index[:ANSWERED]]
         greedy = now.samples(prompts, 1, SamplingConfig(max_new_tokens=room), "answers")
-        step_pairs = branches.collected(trees, model, demos, rows, pick, now.number - len(classes))[:most]
+        step_pairs = branches.collect(trees, model, demos, rows, pick, now.number - len(classes))[:most]
         errors = [tool_calls.errors(g.text, demos[i].completion) for (g,), i in zip(greedy, index, strict=False)]
         stats = branches.stats(trees, step_pairs) | {
             "selected": len(index), "ppl": float(np.exp(np.mean(nll))),
@@ -164,7 +164,7 @@ def tool_rft(
             return language.train(now.model, {"demos": data.items}, language.nll, warm_fit, hooks=hooks)
         if not data.items:
             return round_loop.untrained(now.model)
-        pair_loss = preference.named(loss, beta, gamma)
+        pair_loss = preference.pair_loss(loss, beta, gamma)
         return pairs.train(
             now.model, data.items, pair_loss.loss, now.fit, reference=now.model if pair_loss.reference else None,
             mean=pair_loss.mean or loss == "ipo", log=pairs.margins(beta), hooks=[NoDropout(), *hooks], loss_name=loss,

@@ -56,7 +56,7 @@ def simpo(
     Raises:
         UserError: a completion longer than the context; the loss became NaN.
     """
-    loss = preference.named("simpo", beta, gamma)
+    loss = preference.pair_loss("simpo", beta, gamma)
     trained = pairs.train(
         model, pairs.groups(model, preferences), loss.loss, fit, mean=loss.mean, log=pairs.margins(beta), hooks=hooks,
         name="simpo",

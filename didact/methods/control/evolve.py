@@ -99,7 +99,7 @@ def evolve(
 
     def demonstrate(now: Round) -> list[Demo]:
         if not now.number and episodes:
-            return acting.cloned(episodes, view, teacher, labels == "oracle", seed)
+            return acting.clone_episodes(episodes, view, teacher, labels == "oracle", seed)
         if not now.number:
             return acting.demonstrations(world, view, teacher, seed)
 

@@ -91,7 +91,7 @@ def evolve_prompt(
         return ["" if text is None and not asker.ended else text for text in replies]
 
     def game(view: View, before: str = "") -> Played:
-        return acting.played(world, answer, view, teacher, seed, before)
+        return acting.play_model(world, answer, view, teacher, seed, before)
 
     main_game = game(view, before)
     run_plain = plain and (shots > 0 or view.form != "raw") and not asker.ended

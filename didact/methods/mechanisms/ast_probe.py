@@ -119,11 +119,11 @@ def ast_probe(
     arms = {"trained": trained, "untrained blocks": random_init, "control task": control}
     result.findings = {
         "snippets": {"used": len(usable), **skipped, **{k: len(p) for k, p in parts._asdict().items()}},
-        "layers": {name: {k: syntax_study.told(r.test) for k, r in by.items()} for name, by in arms.items()},
+        "layers": {name: {k: syntax_study.summary(r.test) for k, r in by.items()} for name, by in arms.items()},
         "best": {
             "layer": best,
             "rank": rank,
-            **syntax_study.told(top.test),
+            **syntax_study.summary(top.test),
             "selectivity": syntax_study.gap(top, control[best]),
             **{f"gain_over_{name}": syntax_study.gap(top, r) for name, r in baselines.items()},
             **syntax_scores.parts_right(top.predicted, study.true),
@@ -139,9 +139,9 @@ def ast_probe(
     if ranks:
         sizes = {str(r): (study.corpus, min(r, model.text_config.hidden_size)) for r in ranks}
         swept = {int(r): reading for r, reading in study.probe(store, best, sizes).items()} | {rank: top}
-        result.findings["ranks"] = {r: syntax_study.told(reading.test) for r, reading in sorted(swept.items())}
+        result.findings["ranks"] = {r: syntax_study.summary(reading.test) for r, reading in sorted(swept.items())}
         result.figures.append(syntax_study.sweep(swept))
-    if tree := syntax_study.shown([usable[i] for i in parts.test.tolist()], top, study.true):
+    if tree := syntax_study.example_trees([usable[i] for i in parts.test.tolist()], top, study.true):
         result.figures.append(tree)
     result.models = {"subspace": Model(top.probe, kind="module")}
     result.metrics = _metrics(result.findings["best"], {n: float(r.test["f1"].mean()) for n, r in baselines.items()})

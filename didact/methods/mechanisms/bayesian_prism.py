@@ -106,7 +106,7 @@ def bayesian_prism(
         def build() -> SequenceLearner:
             return SequenceLearner(law.dim, 1, **shape)
 
-        sampler = function_laws.taught(functions, law)
+        sampler = function_laws.training_sampler(functions, law)
         runs = episodes.meta_train(build, sampler, fit, restarts, loss=prism_report.LOSS, hooks=watch.hooks)
         module: Any = runs[0].module
         result.history = runs[0].history

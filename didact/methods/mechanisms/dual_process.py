@@ -130,7 +130,7 @@ def dual_process(
     plain = scores.get("none", {}) if forget.mode != "none" else {}
     result.metrics = structural_report.metrics(scores[forget.mode], plain, "trained without forgetting")
     result.warnings = structural_report.warnings(scores[forget.mode], plain)
-    result.figures = structural_report.drawn(scores, over_training)
+    result.figures = structural_report.plots(scores, over_training)
     result.cost = cost
     return result
 

@@ -101,5 +101,5 @@ def dual_process_pretrain(
     )  # fmt: skip
     result.metrics = {"loss": loss} | structural_report.metrics(batteries[forget.mode], batteries[control], baseline)
     result.warnings = structural_report.warnings(batteries[forget.mode], batteries[control])
-    result.figures = [*structural_report.drawn(batteries, {}), structural_report.bins(result.findings["by_frequency"])]
+    result.figures = [*structural_report.plots(batteries, {}), structural_report.bins(result.findings["by_frequency"])]
     return result

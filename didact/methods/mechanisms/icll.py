@@ -141,7 +141,7 @@ def icll(
         result.findings["text"] = perplexity.findings(arms | initial, texts, window)
         result.metrics = perplexity.metrics(result.findings["text"])
         result.figures += language_figures.of_text(result.findings["text"])
-    result.figures += induction.looked_into(
+    result.figures += induction.inspect(
         result.findings, arms, rows_held, prompts if probe else None, max(sizes), fit.seed
     )
     sample_tokens = max(rows_held, key=lambda row: len(set(row.completion))).completion

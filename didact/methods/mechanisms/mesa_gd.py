@@ -108,7 +108,7 @@ def mesa_gd(
 
     # The classic layout spends its first layer on joining x and y.
     steps = max(1, mixer.layers - 1) if mixer.layout == "classic" else mixer.layers
-    references, tuned = gradient.known(train, tuning, steps, mixer.shared, fit.seed)
+    references, tuned = gradient.tuned_references(train, tuning, steps, mixer.shared, fit.seed)
     result.findings |= learners.report(reported, references, report) | {"references": tuned}
     if model is None:
         result.figures = learners.ood({"learner": learner, "gd": references["gd"]}, report)

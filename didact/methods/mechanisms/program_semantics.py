@@ -121,7 +121,7 @@ def program_semantics(
             "of given programs": float(np.mean([float(len(words)) for words in given_programs if words] or [math.nan])),
         },
         "content": {
-            f"{name} {offset:+d}": semantics.told(content, contents["untrained"][name, offset], list(alternatives))
+            f"{name} {offset:+d}": semantics.summary(content, contents["untrained"][name, offset], list(alternatives))
             for (name, offset), content in contents["trained"].items()
         },
     }
@@ -153,7 +153,7 @@ def program_semantics(
 def _language(name: str) -> Any:
     if name in robots.LANGUAGES:
         return robots.LANGUAGES[name]()
-    interpreter = functions.imported(name, "language")()
+    interpreter = functions.import_function(name, "language")()
     if missing := [part for part in ("actions", "step", "labels") if not hasattr(interpreter, part)]:
         raise UserError(f"language '{name}': has no {', '.join(missing)}")
     return interpreter

@@ -112,10 +112,10 @@ def consensus(
         transcript=ranked.pseudo_labels(ranking, test),
         findings=ranked.findings(ranking, test, game)
         | asker.findings()
-        | {"complete": not (ranking.found.ended or asker.ended)},
+        | {"complete": not (ranking.scores.ended or asker.ended)},
         warnings=asker.warnings() + ranked.warnings(ranking, lm, test, wording),
         samples=[{"part": "test", "prompt": r.prompt, "wanted": r.completion, "after": a} for r, a in examples],
-        cost=Cost(seconds=time.monotonic() - start_time, calls=4 * ranking.found.asked + len(asker.exchanges)),
+        cost=Cost(seconds=time.monotonic() - start_time, calls=4 * ranking.scores.n_questions + len(asker.exchanges)),
     )
 
 

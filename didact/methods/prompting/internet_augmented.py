@@ -111,11 +111,11 @@ def internet_augmented(
     no_scores = language_models.lacks(lm, "score")
     final_rule: Rule = "rag" if no_scores else rule
     library = evidence.Library(
-        evidence.opened(search, passages, web), passages or (), documents, sentences, paragraphs, ranker, web.until,
-        keep_leaks,
+        evidence.open_library(search, passages, web), passages or (), documents, sentences, paragraphs, ranker,
+        web.until, keep_leaks,
     )  # fmt: skip
     asker = ask.Asker(lm, asking, seed)
-    examples = open_book.shown(list(demos or ())[:shots], library)
+    examples = open_book.with_evidence(list(demos or ())[:shots], library)
     prompter = open_book.Prompter(lm, examples, asking.max_new_tokens)
     reader = open_book.Reader(
         asker,
@@ -131,21 +131,21 @@ def internet_augmented(
         weights = rerank.tuned([table for table, _ in scored], [right for _, right in scored])
     outcomes = reader.read(test or (), closed_book)
     library.freeze()
-    answers = {o.item.prompt: o.said(final_rule, weights) for o in outcomes}
+    answers = {o.item.prompt: o.answer(final_rule, weights) for o in outcomes}
 
     def predict(prompts: Sequence[str]) -> list[str]:
         new = [Demo(prompt=p, completion="") for p in dict.fromkeys(prompts) if p not in answers]
-        answers.update((o.item.prompt, o.said(final_rule, weights)) for o in reader.read(new))
+        answers.update((o.item.prompt, o.answer(final_rule, weights)) for o in reader.read(new))
         return [answers[p] for p in prompts]
 
     settings = {"rule": final_rule, "weights": weights, "lost": library.lost}
     return Result(
-        predict=predict, records=[open_book_findings.cited(o, final_rule, weights) for o in outcomes],
+        predict=predict, records=[open_book_findings.with_source(o, final_rule, weights) for o in outcomes],
         transcript=list(asker.demos()),
         findings=asker.findings() | open_book_findings.findings(outcomes, final_rule, weights) | settings,
         samples=[
             {"prompt": o.item.prompt, "before": o.closed or "", "after": answers[o.item.prompt]} for o in outcomes[:8]
         ],
-        warnings=open_book_findings.warned(reader, outcomes, no_scores) + asker.warnings(),
+        warnings=open_book_findings.warning_lines(reader, outcomes, no_scores) + asker.warnings(),
         cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

@@ -103,13 +103,13 @@ def llambo(
     score = _objective(objective)
     from didact.infer import sampler as samplers  # imports optuna, an optional extra
 
-    study, proposer = samplers.begun(
+    study, proposer = samplers.start_study(
         lm, parameters, [(dict(t.config), t.score) for t in history or ()], lower, card=card, how=search, asking=asking,
         start=start if score else max(start, suggest), warm=warm, seed=seed,
     )  # fmt: skip
     runs = []
     for _ in range(trials if score else suggest):
-        trial, config, value = samplers.tried(study, parameters, score)
+        trial, config, value = samplers.next_trial(study, parameters, score)
         mean, std = proposer.predictions.get(trial.number, (math.nan, math.nan))
         guess = {"predicted": [mean, std]} if math.isfinite(mean) else {}
         runs.append(Trial(config=config, score=value, extra={"source": proposer.sources[trial.number]} | guess))
@@ -132,7 +132,7 @@ def llambo(
         best = {NAME: best_of(map(_score, scored))}
         for name in against:
             rival = samplers.rival(name, parameters, past, lower, start, seed)
-            values = [samplers.tried(rival, parameters, score)[2] for _ in range(trials)]
+            values = [samplers.next_trial(rival, parameters, score)[2] for _ in range(trials)]
             best[name] = best_of(v for v in [*values, *(s for _, s in past)] if v is not None)
         result.findings["best_after_as_many_trials"] = best
         sense: Any = "lower" if lower else "higher"
@@ -160,7 +160,7 @@ def _objective(given: str | Objective | None) -> Callable[[dict[str, Any]], floa
     """Wrap the user's function; a result that is not a finite number counts as a failed trial."""
     if given is None:
         return None
-    function = functions.imported(given, "objective") if isinstance(given, str) else given
+    function = functions.import_function(given, "objective") if isinstance(given, str) else given
 
     def score(config: dict[str, Any]) -> float | None:
         try:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from didact.data import materials, translation
 from didact.evaluate import materials as worth
-from didact.evaluate.materials import Shown
+from didact.evaluate.materials import Coverage
 from didact.infer import ask, embed
 from didact.infer import lm as language_models
 from didact.infer.ask import Asking
@@ -51,7 +51,7 @@ def mtob(
     conditions: tuple[str, ...] = (),
     direction: Literal["given", "back", "both"] = "given",
     retrieval: str = "lcs",
-    shown: Shown = Shown(),
+    shown: Coverage = Coverage(),
     source_lang: str = "",
     target_lang: str = "",
     canary: str = "",
@@ -102,7 +102,9 @@ def mtob(
     asker = ask.Asker(lm, asking, seed)
     translator = worth.Translator(asker, shown)
     whole, places = materials.cleaned("\n\n".join(t.text for t in book or ()), test, canary)
-    clean = {name: materials.apart(some or (), test) for name, some in (("wordlist", wordlist), ("pairs", pairs))}
+    clean = {
+        name: materials.without_test(some or (), test) for name, some in (("wordlist", wordlist), ("pairs", pairs))
+    }
     measure: Any = retrieval if retrieval in ("lcs", "bm25") else "embedding"
     embedder = embed.embedder(retrieval, model) if measure == "embedding" else None
     words, sentences = (materials.facing(clean[name], languages) for name in ("wordlist", "pairs"))
@@ -140,6 +142,6 @@ def mtob(
     summary = {"conditions": chosen, "answered_by": chosen[-1], "left_out": dropped, "tokens": translator.mean_sizes()}
     return Result(
         predict=predict, records=records, transcript=list(asker.demos()), findings=asker.findings() | summary | scores,
-        warnings=worth.warned(scores, translator, dropped) + asker.warnings(),
+        warnings=worth.warning_lines(scores, translator, dropped) + asker.warnings(),
         cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

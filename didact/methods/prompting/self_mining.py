@@ -117,7 +117,7 @@ def self_mining(
     queries = [translation.one_line(p.source) for p in test]
     test_pick = choose(queries)
     translations = translate(queries, test_pick)
-    store.write("test", mined.told(queries, translations, test_pick))
+    store.write("test", mined.transcript(queries, translations, test_pick))
     cache = dict(zip(queries, translations, strict=True))
 
     def predict(prompts: Sequence[str]) -> list[str]:
@@ -129,6 +129,7 @@ def self_mining(
     findings = mined.findings(texts, pairs, pool, test_pick, test, dictionary or ())
     return Result(
         predict=predict, records=mined.records(pool, names), transcript=list(asker.demos()),
-        findings=asker.findings() | findings, warnings=mined.warned(findings, texts, len(test)) + asker.warnings(),
+        findings=asker.findings() | findings,
+        warnings=mined.warning_lines(findings, texts, len(test)) + asker.warnings(),
         cost=Cost(calls=len(asker.exchanges), seconds=time.monotonic() - start_time),
     )  # fmt: skip

@@ -79,7 +79,7 @@ def verbalized_ml(
     if missing := [i for i, demo in enumerate(train, 1) if not demo.completion.strip()]:
         raise UserError(f"train: record {missing[0]} has no completion: the target is learnt from")
     lm = need(model, "generate", by="verbalized-ml")
-    source = remote.named(optimizer) if isinstance(optimizer, str) and optimizer != "learner" else optimizer
+    source = remote.open_lm(optimizer) if isinstance(optimizer, str) and optimizer != "learner" else optimizer
     optimizer_lm = None if isinstance(source, str) else need(source, "generate", by="verbalized-ml's optimizer")
     estimator = verbal.VerbalModel(lm, optimizer_lm, task, prior, learning, asking, seed)
     estimator.fit([d.prompt for d in train], [d.completion for d in train])
@@ -106,7 +106,7 @@ def verbalized_ml(
 
 def _by_code(theta: str, train: Sequence[Demo]) -> float | None:
     """Mean squared error of the formula in a text, computed exactly; None without one, or if inputs are not numbers."""
-    function = formulas.found(theta)
+    function = formulas.parse(theta)
     try:
         pairs = [(float(d.prompt), float(d.completion)) for d in train]
     except ValueError:

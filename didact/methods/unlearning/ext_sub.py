@@ -53,7 +53,7 @@ def ext_sub(
     vectors = [merge.task_vector(expert, model) for expert in experts]
     extracted = merge.deficiency(*vectors)
     result = scaling.at_scale(
-        model, anti_expert, retain, lambda s: merge.moved(experts[1], extracted, -s), scale, scales, keep
+        model, anti_expert, retain, lambda s: merge.add_vector(experts[1], extracted, -s), scale, scales, keep
     )
     result.cost.tokens += expert_run.cost.tokens
     result.cost.flops += expert_run.cost.flops

@@ -57,6 +57,6 @@ def negated_adapter(
     tuned = specialists.tune(start, forget, adapter_fit, hooks, "adapter", keep=adapter == "ia3")
 
     def negated(s: float) -> Model:
-        return adapters.merged(merge.weighed(tuned.model, -s))
+        return adapters.merged(merge.scale_adapter(tuned.model, -s))
 
     return scaling.at_scale(model, tuned, retain, negated, scale, scales, keep)

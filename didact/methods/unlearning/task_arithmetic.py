@@ -51,4 +51,4 @@ def task_arithmetic(
     tau = merge.task_vector(adapters.merged(tuned.model) if fit.lora else tuned.model, model)
     if vector == "random":
         tau = merge.random_vector(tau, fit.seed)
-    return scaling.at_scale(model, tuned, retain, lambda s: merge.moved(model, tau, -s), scale, scales, keep)
+    return scaling.at_scale(model, tuned, retain, lambda s: merge.add_vector(model, tau, -s), scale, scales, keep)

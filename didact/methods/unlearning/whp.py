@@ -86,7 +86,7 @@ def whp(
         target: the text to forget.
         general: other text, to take generic counterparts from.
         anchors: the dictionary, `source` the target's own expression and `target` its generic one; else found by
-            counting, in target against general (`didact.data.anchors.asked` asks a language model).
+            counting, in target against general (`didact.data.anchors.dictionary_from` asks a language model).
         mode: train, or logit, which trains only the reinforced model and subtracts logits at every token.
         alpha: how much of the reinforced model's rise is subtracted.
         relu: whether only rises count.

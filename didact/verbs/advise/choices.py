@@ -130,7 +130,7 @@ def compared(runs: Sequence[Choice], opened: Mapping[str, Opened], model: str | 
             continue
         if {f.path for f in run.given.values()} == {f.path for f in data.values()} and run.method not in arms:
             with contextlib.suppress(UserError):
-                early.able([(run.method, entries[run.method])], records, None)
+                early.check_arms([(run.method, entries[run.method])], records, None)
                 arms.append(run.method)
     if len(arms) < 2 or first.method not in arms:
         return None

@@ -215,11 +215,11 @@ def tokenizer(model: str) -> tuple[Any, int]:
     adapter = Path(model).is_dir() and bool(places.adapter_config(Path(model)))
     base = places.base_of(Path(model)) if adapter else model
     try:
-        loaded = (load.tokenizer_of(Path(model)) if adapter else None) or opening.opened("AutoTokenizer", base)
+        loaded = (load.tokenizer_of(Path(model)) if adapter else None) or opening.open_pretrained("AutoTokenizer", base)
     except (OSError, ValueError) as error:
         raise UserError(f"{model}: no tokenizer can be loaded from it: {str(error).splitlines()[0]}") from None
     try:
-        config = opening.opened("AutoConfig", base)
+        config = opening.open_pretrained("AutoConfig", base)
     except (OSError, ValueError):  # a tokenizer alone
         config = None
     weightless: Any = SimpleNamespace(config=config)
