@@ -132,7 +132,7 @@ def screened() -> Iterator[None]:
 
 
 def console(width: int | None = None, stderr: bool = False) -> Console:
-    """Return a rich console that passes text through `printable`: only its own colours and cursor movements take effect."""
+    """Return a rich console that passes text through `printable`: only its own colours and cursor moves take effect."""
     from rich.console import Console
     from rich.segment import Segment
 

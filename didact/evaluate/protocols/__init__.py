@@ -109,8 +109,8 @@ class Protocol:
         target: the right answer of a record, shown next to samples.
         answers: `score` from generated answers alone, `answers(predict, scoring)`, for arms without a model.
         answers_primary: the measure among those of `answers` that ranks arms if one of them has no model.
-        lm_score: measures of text alone, `lm_score(lm, scoring)`, comparable between tokenizers and servers; by `answers`
-            if not given.
+        lm_score: measures of text alone, `lm_score(lm, scoring)`, comparable between tokenizers and servers; by
+            `answers` if not given.
         lm_primary: the measure among those of `lm_score` that ranks arms; `answers_primary` if not given.
         lm_capability: the capability that `lm_score` needs of a model.
         warns: sentences that interpret the metrics before and after training, such as a collapse.
