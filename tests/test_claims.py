@@ -706,7 +706,7 @@ def test_the_command_lists_verifies_and_reruns(slow_toy, tmp_path, monkeypatch, 
     assert "npo " in (stdout := capsys.readouterr().out) and "measured 2026-01-01" in stdout and "the same" in stdout
     assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 0 and "equal to the bit" in capsys.readouterr().out
     runner.write(card | {"method": "npo", "arms": {}}, tmp_path)
-    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 1 and "a.m: was not there" in capsys.readouterr().out
+    assert cli.main(["claim", "npo", "--verify", *scoreboard]) == 1 and "a.m: was missing" in capsys.readouterr().out
     runs = []
     monkeypatch.setattr(runner, "run", lambda claim, *more: runs.append(claim) or card | {"method": "npo"})
     assert cli.main(["claim", "--stalest", "1", "--tier", "smoke", *scoreboard]) == 0 and len(runs) == 1

@@ -71,7 +71,7 @@ def test_bounds_in_words_are_the_bounds_themselves():
     ("word", "suggestion"),
     [("--learning-rate", "--lr?"), ("--num_train_epochs", "--epochs?"), ("--per-device-train-batch-size=8", "--rows?"),
      ("--output-dir", "--out?"), ("--lora-r", "--lora?"), ("--scedule", "--schedule?"), ("--bf16", "--precision?"),
-     ("--data", "by what they are: --demos"), ("--train_file", "by what they are: --demos")],
+     ("--data", "by their own options: --demos"), ("--train_file", "by their own options: --demos")],
 )  # fmt: skip
 def test_another_library_s_word_or_a_slip_is_told_by_its_neighbour(word, suggestion):
     parser = options.parser(catalogue.entry("sft"))

@@ -616,9 +616,11 @@ def test_remote_scores_equal_local_ones(served, model):
 def test_a_space_at_the_end_of_a_prompt_is_the_completions(served, model):
     remote, pairs = connect(served), [("Mira Kolt was born in", "Tarn"), ("Mira Kolt was born in ", "Tarn")]
     clean, spaced = remote.score(pairs)
-    assert spaced == clean and remote.counts.straddled == 0  # one text, one tokenisation
+    same = pytest.approx(clean.logp, abs=1e-5)  # on some CPUs, rows of a batch differ in the last bits
+    assert spaced.tokens == clean.tokens and spaced.logp == same and remote.counts.straddled == 0  # one tokenisation
     local = lm.of(model).score(pairs)
-    assert local[0] == local[1] and local[0].logp == pytest.approx(clean.logp, abs=1e-4)
+    assert local[0].tokens == local[1].tokens and local[1].logp == pytest.approx(local[0].logp, abs=1e-5)
+    assert local[0].logp == pytest.approx(clean.logp, abs=1e-4)
 
 
 def test_remote_text_equals_local_text(served, model):

@@ -156,7 +156,7 @@ class Question(NamedTuple):
 
     part: str
     prompt: str
-    target: str
+    wanted: str
 
 
 def drawn(protocol: Protocol, scoring: Scoring, parts: Mapping[str, Sequence[Any]], count: int) -> list[Question]:
