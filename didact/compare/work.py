@@ -207,7 +207,7 @@ class Setting:
 
 
 class Unit(NamedTuple):
-    """One training run (none for `Given`) and its scoring, with a test seed or on the tuning records."""
+    """One training run (none for `FixedModel`) and its scoring, with a test seed or on the tuning records."""
 
     arm: Arm | FixedModel
     lr: float | None

@@ -61,7 +61,7 @@ def open_pretrained(part: Part, path: str | Path, **kwargs: Any) -> Any:
 
 
 def quantisation(kind: str, dtype: Any, device: Any) -> dict[str, Any]:
-    """Return the arguments of `opened` for weights in `nf4` or `int8` that compute in `dtype`."""
+    """Return the arguments of `open_pretrained` for weights in `nf4` or `int8` that compute in `dtype`."""
     import logging
 
     from transformers import BitsAndBytesConfig
