@@ -30,7 +30,7 @@ class Figure:
 
     def svg(self) -> str:
         """Return the picture as SVG; it follows the viewer's light or dark theme."""
-        picture: str = importlib.import_module(".report.drawing", "didact").alone(as_row(self))
+        picture: str = importlib.import_module(".report.drawing", "didact").standalone_svg(as_row(self))
         return picture
 
     _repr_svg_ = svg  # the name that notebooks look for

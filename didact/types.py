@@ -293,7 +293,7 @@ class Result:
         if self.call is not None:
             if self.samples:
                 files.write_json(root / "samples.json", self.samples)
-            files.write_json(root / "result.json", _direct().told(self, written))
+            files.write_json(root / "result.json", _direct().summary(self, written))
         return written
 
 

@@ -147,8 +147,9 @@ JUDGED = {"P a ok?": {" Yes": math.log(0.3), " No": math.log(0.6)}, "P b ok?": {
 def test_scores_and_rules_from_what_a_model_says():
     lm = Scripted(logp=lambda p, c: SAID[p, c], tops=lambda p: JUDGED[p])
     result = consensus.play(lm, ["P"], [["a", "b"]], WORDING, Game(steps=30))
-    assert result.found.g[0].tolist() == [[-1.0, -2.0], [-0.5, -3.0]] and result.found.plain[0].tolist() == [-1.0, -2.0]
-    assert np.exp(result.found.d[0, 0]) == pytest.approx([1 / 3, 2 / 3]) and np.exp(result.found.d[0, 1, 0]) == 1.0
+    assert result.scores.g[0].tolist() == [[-1.0, -2.0], [-0.5, -3.0]]
+    assert result.scores.plain[0].tolist() == [-1.0, -2.0]
+    assert np.exp(result.scores.d[0, 0]) == pytest.approx([1 / 3, 2 / 3]) and np.exp(result.scores.d[0, 1, 0]) == 1.0
     assert result.winners("g") == ["a"] and result.winners("sc") == result.winners("d") == result.winners("er_d") == [
         "b"
     ]

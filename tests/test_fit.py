@@ -583,7 +583,7 @@ def test_float32_copies_are_resumed_to_the_same_bits(fresh, tmp_path):
 def test_two_trainings_do_not_share_a_folder(tmp_path):
     class Other(Hook):
         def after(self, step):
-            with pytest.raises(UserError, match="another training keeps its checkpoints") as refused:
+            with pytest.raises(UserError, match="another training writes its checkpoints") as refused:
                 run(Line(1.0), steps=2, fit=PLAIN.replace(folder=str(tmp_path)))
             self.told = str(refused.value)
 

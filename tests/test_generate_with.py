@@ -175,7 +175,7 @@ REFUSED = {
     "log-probs after temperature": (
         {"logps": "processed"},
         ["--lora", "4"],
-        "log-probs of answers to fixed prompts differ",
+        "log-probs on fixed prompts differ",
     ),
 }
 

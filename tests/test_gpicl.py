@@ -323,7 +323,7 @@ def test_what_cannot_be_learned_from_is_one_line(records: list[Example], message
         gpicl(records)
     assert "\n" not in str(error.value)
     if records:
-        with pytest.raises(UserError, match="^new" if "class 'a'" not in message else "new: rows of 1"):
+        with pytest.raises(UserError, match="^new" if "class 'a'" not in message else "new: rows have 1"):
             gpicl([WORLD(0, 10)], records)
 
 

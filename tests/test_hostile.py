@@ -359,7 +359,7 @@ def test_a_pipe_as_data_is_read_once_or_refused_and_never_hangs(tmp_path, capsys
     assert cli.main(["advise", "pipe.jsonl"]) == 2
     assert "pipe.jsonl: not a file" in capsys.readouterr().err
     assert cli.main(["run", "sft", "--config", "pipe.jsonl"]) == 2
-    assert "pipe.jsonl: not a file" in capsys.readouterr().err
+    assert "pipe.jsonl: not a regular file" in capsys.readouterr().err
 
 
 def test_a_line_that_is_too_long_is_refused_at_once_and_a_limit_says_so(tmp_path, monkeypatch):

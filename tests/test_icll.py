@@ -215,7 +215,7 @@ def test_bad_records_are_told_in_one_line():
         ([], "a list of states"),
         ([{"a": 5}], "leads from 'a' to 5"),
         ([{"zz": 0}], "leads from 'zz'"),
-        ([{"a": 0}], "'b', cannot come"),
+        ([{"a": 0}], "'b', is impossible"),
     ):
         record = Text(text="a b a b", metadata={"automaton": bad})
         with pytest.raises(UserError, match=message):

@@ -119,7 +119,8 @@ def test_a_server_that_shows_neither_word_gives_no_answer():
 
 def test_a_template_with_a_field_that_is_not_there_is_one_line_and_braces_in_a_text_are_text():
     assert yesno.fill("{a}-{b}", {"a": "{b}", "b": "x"}) == "{b}-x"
-    for template, message in (("{c}", r"\{c\} is not one of \{a\}"), ("{a", "no template"), ("{}", "not one of")):
+    messages = {"{c}": r"\{c\} is not one of \{a\}", "{a": "not a valid template", "{}": "not one of"}
+    for template, message in messages.items():
         with pytest.raises(UserError, match=message):
             yesno.fill(template, {"a": "x"}, "refine_prompt")
     with pytest.raises(UserError, match="at least one"):

@@ -90,7 +90,7 @@ def test_what_is_no_configuration_of_the_space(text):
         ({"type": "real"}, "lr: type 'real': int, float"),
         ({"choices": ["a", "a"]}, "lr: `choices` is a list of different values"),
         ({"lo": 1}, "lr: an object with choices, high, log, low, type, when"),
-        ({"low": 0, "high": 1, "when": {"depth": [1]}}, "lr: `when` names depth, which no parameter"),
+        ({"low": 0, "high": 1, "when": {"depth": [1]}}, "lr: `when` names depth, unknown"),
     ],
 )  # fmt: skip
 def test_a_space_that_is_none_is_one_line(row, message):

@@ -32,7 +32,7 @@ from didact.worlds import arithmetic
 @given(st.integers(1, 200), st.integers(1, 200))
 def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
     better, worse = max(a, b), min(a, b)
-    alpha = branches.label_noise(better, worse)
+    alpha = branches.noise(better, worse)
     assert 0 < alpha <= 0.5 and (alpha == 0.5) == (better == worse)
     z = f64(math.log(better / worse)).requires_grad_()
     loss = preference.dpo(z, f64(0.0), f64(0.0), f64(0.0), 1.0, f64(alpha))
@@ -43,7 +43,7 @@ def test_the_margin_is_trained_to_the_log_of_the_visits(a, b):
 
 
 def test_a_worse_step_with_more_visits_or_none_at_all():
-    assert branches.label_noise(3, 9) == 0.5 and branches.label_noise(5, 0) == 0.0 and branches.label_noise(0, 0) == 0.5
+    assert branches.noise(3, 9) == 0.5 and branches.noise(5, 0) == 0.0 and branches.noise(0, 0) == 0.5
 
 
 def test_every_pair_has_its_own_smoothing():
@@ -297,7 +297,7 @@ def test_the_answer_alone_teaches_the_step_it_comes_from(arch):
 
 
 def test_equal_visits_teach_nothing(monkeypatch):
-    monkeypatch.setattr(branches, "label_noise", lambda better, worse: 0.5)
+    monkeypatch.setattr(branches, "noise", lambda better, worse: 0.5)
     fit = Fit(lr=1e-2, steps=1, rows=8, optimizer="sgd")
     row = alignment.mcts_dpo(start(), habit(1, 24), **(HABIT | {"rounds": 1, "most": 1}), fit=fit).history[0]
     assert row["dpo"] == pytest.approx(math.log(2), abs=1e-5) and row["grad_norm"] < 1e-5

@@ -70,7 +70,7 @@ def test_a_linear_model_is_linear_in_the_scale():
 
 
 def test_models_of_different_shape_have_no_vector():
-    with pytest.raises(UserError, match="one shape"):
+    with pytest.raises(UserError, match="same parameters and shapes"):
         merge.task_vector(double("llama"), double("gpt2"))
 
 

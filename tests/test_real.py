@@ -25,7 +25,7 @@ def test_a_claim_of_the_tier_real_says_what_is_missing(monkeypatch, capsys, tmp_
 
 def test_missing_data_is_told_by_its_name(monkeypatch, tmp_path):
     monkeypatch.setenv(real.DATA, str(tmp_path))
-    with pytest.raises(UserError, match=r"banking77/test.csv: not there"):
+    with pytest.raises(UserError, match=r"banking77/test.csv: no such file"):
         real.rows("banking77/test.csv")
 
 

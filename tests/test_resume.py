@@ -263,7 +263,7 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(how, tmp
     DAMAGES[how](tmp_path / "toy/step-00000003")
     DAMAGES[how](tmp_path / "toy/step-00000004")
     assert complaint(tmp_path).startswith(f"{tmp_path / 'toy'}: no checkpoint can be read (step-00000004: ")
-    assert complaint(tmp_path).endswith("; remove this folder to begin anew")
+    assert complaint(tmp_path).endswith("; remove this folder to start over")
 
 
 def test_a_run_stopped_by_a_hook_stays_stopped(tmp_path):

@@ -420,10 +420,10 @@ def test_a_damaged_file_of_a_comparison_is_found_out_anew_or_told(project, capsy
     for text in ("{", "[]", "{}", ""):
         Path("board/comparison.json").write_text(text, encoding="utf-8")
         assert cli.main(command) == 2
-        assert "begin anew with --overwrite" in capsys.readouterr().err
+        assert "start over with --overwrite" in capsys.readouterr().err
     Path("board/comparison.json").unlink()
     assert cli.main(command) == 2
-    assert "begin anew with --overwrite" in capsys.readouterr().err
+    assert "start over with --overwrite" in capsys.readouterr().err
 
 
 def test_a_damaged_result_is_one_line(project, capsys):

@@ -136,7 +136,7 @@ def solved(trees: Sequence[Mapping[str, Any]], model: Model, demos: Sequence[Dem
     return [end.step.terminal and check(steps.text(model.tokenizer, end), demo) for end, demo in ends]
 
 
-def label_noise(better: int, worse: int) -> float:
+def noise(better: int, worse: int) -> float:
     """Uncertainty of a pair from the visits of its steps: `min(1/2, N_l / (N_w + N_l))`."""
     return min(0.5, worse / (better + worse)) if better + worse else 0.5
 

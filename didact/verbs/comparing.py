@@ -346,7 +346,7 @@ def _begin_or_resume(out: Path, identity: Any, day: str) -> None:
                 saved = files.read_json(place)
                 saved_arms = {arm[0]: arm for arm in saved["arms"]}
             except (UserError, LookupError, TypeError):
-                raise UserError(f"{place}: damaged: put it back as it was, or begin anew with --overwrite") from None
+                raise UserError(f"{place}: damaged: put it back as it was, or start over with --overwrite") from None
             changed = [k for k, v in identity.items() if k != "arms" and saved.get(k) != v]
             changed += [name for name, arm in arms.items() if saved_arms.get(name, arm) != arm]
             if changed:
@@ -354,7 +354,7 @@ def _begin_or_resume(out: Path, identity: Any, day: str) -> None:
                 raise UserError(f"{out} holds another comparison ({reason}): choose another --out, or --overwrite")
             arms = saved_arms | arms
         elif any((out / "units").glob("*.json")):
-            raise UserError(f"{out}: has units and no comparison.json: begin anew with --overwrite")
+            raise UserError(f"{out}: has units and no comparison.json: start over with --overwrite")
         files.write_json(place, identity | {"arms": list(arms.values()), "began": day})
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror}") from None

@@ -153,9 +153,7 @@ def mcts_dpo(
         right = branches.solved(trees, model, demos, check)
         usable = [row for row, ok in zip(trees, right, strict=True) if ok or not filter]
         picked = branches.collect(usable, model, demos, rows, pick, now.number, trimmed=True)
-        alphas = torch.tensor(
-            [branches.label_noise(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in picked]
-        )
+        alphas = torch.tensor([branches.noise(b.better.visits, b.worse.visits) if smoothing else 0.0 for b in picked])
         of_gt = torch.tensor([b.better.step.given for b in picked], dtype=torch.float64).mean()
         stats = {"right": sum(right) / len(right), "alpha": float(alphas.mean()), "share_of_gt_in_better": float(of_gt)}
         return branches.data(picked, branches.stats(trees, picked) | stats, {"unsure": alphas})
