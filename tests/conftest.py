@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 os.environ["DIDACT_CACHE"] = tempfile.mkdtemp(prefix="didact-test-cache-")  # no test reads another run's cache
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: two workers share the cores
 
 import torch
 

@@ -33,6 +33,7 @@ from didact.evaluate import protocols
 from didact.infer import lm as language_models
 from didact.infer import qa_prompts
 from didact.learn import checkpoint, language
+from didact.learn import fit as loop
 from didact.models import adapters, load
 from didact.models.model import Model, copy_of
 from didact.parallel import processes
@@ -86,10 +87,11 @@ BAD = [-1, -1.0, 0, 0.0, 1.0, 1.5, 2, (), (-1.0,), (0.0,), (2.0, 2.0), (0.5, -0.
 
 @contextlib.contextmanager
 def untrained() -> Iterator[None]:
-    """Disable training inside the block: an example's start model stays untrained."""
-    patch = pytest.MonkeyPatch()
+    """Disable training inside the block: an example's start model stays untrained, or gets a single step."""
+    patch, fit = pytest.MonkeyPatch(), loop.fit
     no_training = lambda model, *a, **k: language.TrainResult(copy_of(model), [], Cost(), checkpoint.State())  # noqa: E731
     patch.setattr(language, "train", no_training)
+    patch.setattr(loop, "fit", lambda *a, steps, warmup=0, **k: fit(*a, steps=min(steps, 1), **k))
     patch.setenv("DIDACT_CACHE", "off")
     try:
         yield
