@@ -158,7 +158,7 @@ def _quality_plot(board: Mapping[str, Any]) -> Any:
         position = svg.number(row["cost"].get(unit)), svg.number(row["score"]["mean"])
         if row["arm"] != boards.UNTOUCHED:
             points.append(comparison_plots.Point(row["arm"], *position, low, high, bool(row["tied"])))
-    label = {"tokens": "tokens used by training", "flops": "FLOP used by teaching", "seconds": "seconds of training"}[
+    label = {"tokens": "tokens used by training", "flops": "FLOP used by training", "seconds": "seconds of training"}[
         unit
     ]
     metric = f"{boards.display_name(board['primary'])} ({board['better']} is better)"
