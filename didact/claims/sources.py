@@ -146,8 +146,8 @@ def code(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [line for line in body if not _is_text(line)] or [ast.Pass()]  # type: ignore[attr-defined]
+        if isinstance(body, list):  # of a module, class, function or block; a lambda's is one expression
+            body[:] = [line for line in body if not _is_text(line)] or [ast.Pass()]
     return ast.unparse(canonical.form(tree))
 
 
